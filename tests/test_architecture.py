@@ -51,12 +51,14 @@ KNOWN = {dotted(path) for path in modules()} | {"qrs._qrs"}
 
 
 def nodes(path: Path, *, module_level: bool = False) -> Iterator[ast.AST]:
-    """Every node, or only those that run when the module is imported."""
+    """Every node that can run, or only those that run when the module is imported."""
     pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
     while pending:
         node = pending.pop()
         yield node
-        if not (module_level and isinstance(node, ast.FunctionDef | ast.Lambda)):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            pending += node.orelse
+        elif not (module_level and isinstance(node, ast.FunctionDef | ast.Lambda)):
             pending += ast.iter_child_nodes(node)
 
 
