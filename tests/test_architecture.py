@@ -1,6 +1,7 @@
 """The rules of ARCHITECTURE.md that a machine can check, read from the source tree with `ast`."""
 
 import ast
+import importlib.util
 import inspect
 import re
 import subprocess
@@ -70,10 +71,10 @@ def imports(path: Path, *, module_level: bool = False) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = package.split(".")[: len(package.split(".")) - node.level + 1]
-            origin = ".".join(base + [node.module] * bool(node.module)) if node.level else node.module
+            module = f"{'.' * node.level}{node.module or ''}"
+            origin = importlib.util.resolve_name(module, package)
             names = {f"{origin}.{alias.name}" for alias in node.names}
-            found |= {name if name in KNOWN else str(origin) for name in names}
+            found |= {name if name in KNOWN else origin for name in names}
     return found
 
 
@@ -113,7 +114,8 @@ def test_schemes_and_backends_never_read_files() -> None:
 
 
 @pytest.mark.parametrize(
-    ("library", "allowed"), [("typer", {"cli"}), ("rich", {"cli", "checkpoint"}), ("torch", {"torch"})]
+    ("library", "allowed"),
+    [("typer", {"cli"}), ("rich", {"cli", "checkpoint"}), ("torch", {"torch"})],
 )
 def test_libraries_stay_in_their_place(library: str, allowed: set[str]) -> None:
     users = {part(dotted(p)) for p in modules() if library in {m.split(".")[0] for m in imports(p)}}
@@ -146,8 +148,8 @@ def test_backends_keep_the_signatures_of_reference(backend: type[Reference]) -> 
 
 
 def test_one_name_through_all_layers() -> None:
-    kernels = "".join(p.read_text() for p in RUST.rglob("*.rs") if "py" not in (p.stem, p.parent.name))
-    binding = "".join(p.read_text() for p in RUST.rglob("*.rs") if "py" in (p.stem, p.parent.name))
+    kernels = "".join(path.read_text() for path in rust_files() if not is_binding(path))
+    binding = "".join(path.read_text() for path in rust_files() if is_binding(path))
     stub = (PYTHON / "_qrs.pyi").read_text()
     assert "quantize_affine" in operations(Rust)
     for name in operations(Rust):
@@ -165,9 +167,6 @@ def test_one_copy_of_each_table() -> None:
                 if len(items) >= 3 and all(isinstance(item, ast.Constant) for item in items):
                     copies[ast.dump(node)].add(dotted(path))
     assert not {table: where for table, where in copies.items() if len(where) > 1}
-
-
-# ---- Rust --------------------------------------------------------------------------------------------
 
 
 def rust_code(path: Path) -> list[str]:
@@ -201,20 +200,18 @@ def test_unsafe_stays_in_its_place_and_says_why() -> None:
         code, text = rust_code(path), path.read_text(encoding="utf-8").splitlines()
         for number, line in enumerate(code):
             if re.search(r"\bunsafe\b", line) and not re.search(r"#!?\[", line):
-                assert path.name in {"simd.rs", "x86.rs"} or is_binding(path), f"{path}:{number + 1}"
+                assert path.name in {"simd.rs", "x86.rs"} or is_binding(path), (path, number)
                 before = "\n".join(text[max(0, number - 12) : number + 1])
                 if not re.search(r"SAFETY:|# Safety", before):
                     unexplained.append(f"{path.name}:{number + 1}")
     assert unexplained == []
 
 
-# ---- Size --------------------------------------------------------------------------------------------
-
-
 def test_files_are_short() -> None:
     folders = ("python", "rust", "tests", "benches", "examples")
-    files = [p for f in folders for p in (ROOT / f).rglob("*") if p.suffix in {".py", ".pyi", ".rs"}]
-    lengths = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in files}
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.*")]
+    sources = [path for path in files if path.suffix in {".py", ".pyi", ".rs"}]
+    lengths = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in sources}
     assert len(lengths) > 20
     assert {name: n for name, n in lengths.items() if n > MAX_LINES} == {}
 

@@ -1,4 +1,4 @@
-"""What is installed: the typing marker, the licence, one version number, documented public names."""
+"""What is installed: type information, the licence, one version, documented public names."""
 
 import importlib.metadata
 import importlib.resources
@@ -12,12 +12,6 @@ import qrs
 
 ROOT = Path(__file__).resolve().parent.parent
 DISTRIBUTION = importlib.metadata.distribution("qrs-quant")
-
-
-def test_tests_run_against_the_installed_package() -> None:
-    assert Path(inspect.getfile(qrs)).resolve().is_relative_to(
-        Path(str(DISTRIBUTION.locate_file(""))).resolve()
-    )
 
 
 def test_ships_types() -> None:

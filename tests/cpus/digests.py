@@ -51,9 +51,7 @@ def results(backend: Reference, x: np.ndarray) -> Iterator[tuple[str, object]]:
             symmetric, scale_dtype = qmin < 0, "bfloat16" if bits == 5 else "float32"
             lo, hi = backend.group_range(x, group_size)
             yield "group_range", (lo, hi)
-            scale, zero = backend.choose_qparams_affine(
-                lo, hi, qmin, qmax, symmetric, scale_dtype
-            )
+            scale, zero = backend.choose_qparams_affine(lo, hi, qmin, qmax, symmetric, scale_dtype)
             yield "choose_qparams_affine", (scale, zero)
             codes = backend.quantize_affine(x, group_size, scale, zero, qmin, qmax)
             yield "quantize_affine", codes
