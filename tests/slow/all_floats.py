@@ -1,8 +1,8 @@
 """all_floats.py BACKEND COUNT FIRST LAST: encode many float32 values, print digests of the codes.
 
-A block holds COUNT of the 2^23 values that share a sign and an exponent, all of them for 2^23. The
-digests of the blocks FIRST to LAST - 1 come out as a JSON list. test_all_floats.py runs this at each
-SIMD level and compares with what the reference rule gives.
+A block holds COUNT of the 2^23 values that share a sign and an exponent. The digests of the blocks
+FIRST to LAST - 1 come out as a JSON list. test_all_floats.py runs this at each SIMD level and
+compares with what the reference rule gives.
 """
 
 import hashlib
@@ -17,8 +17,8 @@ from qrs.backends.rust import Rust
 
 COLS = 1 << 11
 BLOCKS = 2 * 255  # both signs, every exponent but that of NaN and infinity
-# scale, zero point, qmin, qmax: an ordinary one, both ends of the scales for which a division may be
-# replaced by a multiplication with correction, a subnormal, a huge and an asymmetric one.
+# scale, zero point, qmin, qmax: an ordinary one, both ends of the scales for which a multiplication
+# with a correction may stand for the division, a subnormal, a huge and an asymmetric one.
 RULES = (
     (np.float32(6.2) / np.float32(127), None, -127, 127),
     (np.float32(1.3 * 2.0**-100), None, -128, 127),

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from slow.all_floats import BLOCKS
 
 import qrs
+from slow.all_floats import BLOCKS
 
 SCRIPT = Path(__file__).with_name("all_floats.py")
 ALL_LEVELS = ("baseline", "avx2", "avxvnni", "avx512", "amx")
