@@ -1,0 +1,253 @@
+//! Streaming stores: results that are larger than the caches are written around them.
+//!
+//! A plain store to a line that is not in the cache first reads that line from memory, so an output
+//! costs its size twice. A non-temporal store of a whole, aligned 64-byte line does not: on large
+//! outputs that is worth 1.3x to 2x (`cargo bench -- twin` prints both). It has three rules, and this
+//! file is where they are kept:
+//!
+//! * **Whole lines only.** A line that is written in parts, or in part with plain stores, is slower
+//!   than either kind alone. numpy's large arrays start 16 bytes into a page, so blocks of a kernel
+//!   straddle lines unless somebody cares. [`StreamWriter`] does: it stages what a kernel decodes in
+//!   a buffer in L1, sends whole lines, and carries the rest of a line over to the next block; only
+//!   the first and the last line of an output are plain. [`stream_copy`] is for one block at a time:
+//!   it peels the head and the tail of each block it is given.
+//! * **Only what will not be read soon.** The lines leave the cache: below [`STREAM_MIN_BYTES`] of
+//!   output a kernel uses plain stores.
+//! * **A fence before another thread reads**: [`stream_fence`], once per task, after its last store.
+//!   [`StreamWriter::finish`] does it.
+//!
+//! Other architectures get plain copies. Not here: arithmetic. The kernels are scalar bodies compiled
+//! per level (`simd.rs`).
+
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{level, Level};
+
+/// Outputs of at least this many bytes are streamed; smaller ones may still be in a cache when the
+/// caller reads them.
+pub const STREAM_MIN_BYTES: usize = 8 << 20;
+
+/// Bytes of a cache line, the unit of a streaming store.
+const LINE: usize = 64;
+
+/// Elements that [`StreamWriter`] stages (4 KiB of float32, small beside any L1) and what it carries over.
+const STAGE: usize = 1024 + LINE;
+
+/// What may be streamed: plain numbers whose bytes are all initialized and whose size divides a line.
+pub trait Streamable: Copy + Default + sealed::Sealed {}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+macro_rules! streamable {
+    ($($t:ty),*) => { $(impl sealed::Sealed for $t {} impl Streamable for $t {})* };
+}
+streamable!(u8, i8, u16, i16, f32);
+
+/// Copies `src` into `dst` with streaming stores; the parts of a line at either end are stored plainly.
+///
+/// # Panics
+/// If the lengths differ.
+#[inline]
+pub fn stream_copy<T: Streamable>(dst: &mut [T], src: &[T]) {
+    assert_eq!(dst.len(), src.len(), "stream_copy: lengths differ");
+    let head = head_len(dst);
+    let (dst_head, dst) = dst.split_at_mut(head);
+    let (src_head, src) = src.split_at(head);
+    dst_head.copy_from_slice(src_head);
+    let body = dst.len() - dst.len() % line_len::<T>();
+    let (dst, dst_tail) = dst.split_at_mut(body);
+    let (src, src_tail) = src.split_at(body);
+    stream_lines(dst, src);
+    dst_tail.copy_from_slice(src_tail);
+}
+
+/// Orders this thread's streaming stores before whatever it publishes next.
+#[inline]
+pub fn stream_fence() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: sfence is part of SSE, which every x86-64 CPU has, and touches no memory.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
+}
+
+/// Writes `dst` front to back in blocks of any length, as whole streamed lines.
+///
+/// ```
+/// use qrs::x86::StreamWriter;
+/// let mut out = vec![0.0f32; 300];
+/// let mut writer = StreamWriter::new(&mut out);
+/// for block in 0..3u8 {
+///     writer.block(100).fill(f32::from(block)); // decode here
+/// }
+/// writer.finish();
+/// assert_eq!((out[99], out[100], out[299]), (0.0, 1.0, 2.0));
+/// ```
+pub struct StreamWriter<'a, T: Streamable> {
+    dst: &'a mut [T],
+    stage: Stage<T>,
+    staged: usize,
+}
+
+/// Aligned so that the loads of a line never cross two.
+#[repr(C, align(64))]
+struct Stage<T>([T; STAGE]);
+
+impl<'a, T: Streamable> StreamWriter<'a, T> {
+    /// Longest block that [`StreamWriter::block`] hands out; what is carried over takes at most a line.
+    pub const MAX_BLOCK: usize = STAGE - LINE;
+
+    /// A writer that fills `dst`.
+    #[must_use]
+    pub fn new(dst: &'a mut [T]) -> Self {
+        Self { dst, stage: Stage([T::default(); STAGE]), staged: 0 }
+    }
+
+    /// The next `len` elements of the output, to be overwritten by the caller before the next call.
+    ///
+    /// # Panics
+    /// If `len` exceeds [`StreamWriter::MAX_BLOCK`].
+    #[inline]
+    pub fn block(&mut self, len: usize) -> &mut [T] {
+        if self.staged + len > STAGE {
+            self.flush_lines();
+        }
+        let start = self.staged;
+        self.staged += len;
+        &mut self.stage.0[start..start + len]
+    }
+
+    /// Writes what is still staged, and fences.
+    ///
+    /// # Panics
+    /// If the blocks did not add up to the length of the output.
+    pub fn finish(mut self) {
+        self.flush_lines();
+        let staged = self.staged;
+        self.dst.copy_from_slice(&self.stage.0[..staged]);
+        stream_fence();
+    }
+
+    /// Sends the first part of a line, if `dst` starts in one, then whole lines; keeps the rest.
+    fn flush_lines(&mut self) {
+        let head = head_len(self.dst).min(self.staged);
+        let lines = self.staged - head;
+        let sent = head + lines - lines % line_len::<T>();
+        let (now, later) = std::mem::take(&mut self.dst).split_at_mut(sent);
+        now[..head].copy_from_slice(&self.stage.0[..head]);
+        stream_lines(&mut now[head..], &self.stage.0[head..sent]);
+        self.stage.0.copy_within(sent..self.staged, 0);
+        self.dst = later;
+        self.staged -= sent;
+    }
+}
+
+/// Elements of `T` in a line.
+const fn line_len<T>() -> usize {
+    LINE / size_of::<T>()
+}
+
+/// Elements of `dst` before its first line boundary, at most all of them.
+fn head_len<T: Streamable>(dst: &[T]) -> usize {
+    dst.as_ptr().align_offset(LINE).min(dst.len())
+}
+
+/// Copies whole lines. `dst` starts at a line (or is empty) and both hold a whole number of them.
+#[inline]
+fn stream_lines<T: Streamable>(dst: &mut [T], src: &[T]) {
+    debug_assert!(dst.is_empty() || dst.as_ptr().align_offset(LINE) == 0);
+    debug_assert!(dst.len() == src.len() && dst.len().is_multiple_of(line_len::<T>()));
+    #[cfg(target_arch = "x86_64")]
+    {
+        let lines = dst.len() / line_len::<T>();
+        let (to, from) = (dst.as_mut_ptr().cast::<u8>(), src.as_ptr().cast::<u8>());
+        // SAFETY: `dst` and `src` are distinct slices of `lines` whole lines of plain numbers, `to` is
+        // aligned to a line by the contract of this private function (both callers peel the head
+        // first), and `level()` never exceeds what the CPU has.
+        unsafe {
+            match level() {
+                Level::Baseline => lines_sse2(to, from, lines),
+                Level::Avx2 | Level::AvxVnni => lines_avx2(to, from, lines),
+                _ => lines_avx512(to, from, lines),
+            }
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    dst.copy_from_slice(src);
+}
+
+/// One function per level: `lines` lines from `src` (any alignment) to `dst` (aligned to a line).
+macro_rules! lines_isa {
+    ($name:ident, $feature:literal, $load:ident, $stream:ident, $vector:ty) => {
+        /// # Safety
+        /// The CPU has the feature; `src` is readable and `dst` writable for `lines` lines, they do
+        /// not overlap, and `dst` is aligned to a line.
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = $feature)]
+        unsafe fn $name(dst: *mut u8, src: *const u8, lines: usize) {
+            use std::arch::x86_64::{$load, $stream};
+            const STEP: usize = size_of::<$vector>();
+            for at in (0..lines * LINE).step_by(STEP) {
+                // SAFETY: `at + STEP` is at most `lines * LINE`, and STEP divides a line, so that the
+                // store is aligned because `dst` is.
+                unsafe { $stream(dst.add(at).cast(), $load(src.add(at).cast())) };
+            }
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{__m128i, __m256i, __m512i};
+lines_isa!(lines_sse2, "sse2", _mm_loadu_si128, _mm_stream_si128, __m128i);
+lines_isa!(lines_avx2, "avx", _mm256_loadu_si256, _mm256_stream_si256, __m256i);
+lines_isa!(lines_avx512, "avx512f", _mm512_loadu_si512, _mm512_stream_si512, __m512i);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every start within a line, lengths around whole lines: the copy is exact and nothing else moves.
+    fn copies_exactly<T: Streamable + PartialEq + std::fmt::Debug>(value: impl Fn(usize) -> T) {
+        let src: Vec<T> = (0..400).map(&value).collect();
+        for start in 0..=64 {
+            for len in [0, 1, 3, 15, 16, 17, 63, 64, 65, 200, 300] {
+                let mut dst = vec![T::default(); 400];
+                stream_copy(&mut dst[start..start + len], &src[7..7 + len]);
+                stream_fence();
+                assert_eq!(dst[start..start + len], src[7..7 + len], "start {start} len {len}");
+                let rest = dst[..start].iter().chain(&dst[start + len..]);
+                assert!(rest.into_iter().all(|&v| v == T::default()));
+            }
+        }
+    }
+
+    #[test]
+    fn stream_copy_is_a_copy() {
+        copies_exactly(|i| (i % 250 + 1) as u8);
+        copies_exactly(|i| (i + 1) as u16);
+        copies_exactly(|i| (i + 1) as f32);
+    }
+
+    #[test]
+    fn stream_writer_takes_blocks_of_any_length() {
+        for start in 0..17 {
+            for block in [1, 7, 100, 128, StreamWriter::<f32>::MAX_BLOCK] {
+                let total = 5000;
+                let mut out = vec![-1.0f32; start + total + 3];
+                let mut writer = StreamWriter::new(&mut out[start..start + total]);
+                let mut next = 0;
+                while next < total {
+                    let len = block.min(total - next);
+                    for slot in writer.block(len) {
+                        *slot = next as f32;
+                        next += 1;
+                    }
+                }
+                writer.finish();
+                let body = &out[start..start + total];
+                assert!(body.iter().enumerate().all(|(i, &v)| v == i as f32));
+                assert!(out[..start].iter().chain(&out[start + total..]).all(|&v| v == -1.0));
+            }
+        }
+    }
+}
