@@ -1,0 +1,61 @@
+"""qrs: exact, torch-free quantization of neural-network weights and activations.
+
+>>> import numpy as np, qrs
+>>> w = np.random.default_rng(0).standard_normal((64, 256), dtype=np.float32)
+>>> qt = qrs.quantize(w, "int4-g128-asym-f16")
+>>> qt.bits_per_weight
+4.15625
+>>> qrs.metrics.sqnr_db(w, qt.dequantize()) > 19
+True
+"""
+
+from importlib.metadata import version as _version
+
+from . import errors, metrics, schemes
+from .api import dequantize, fake_quantize, quantize
+from .backends import available as available_backends
+from .backends import num_threads, set_num_threads, simd_level
+from .errors import (
+    ArgTypeError,
+    ArgValueError,
+    DeviceError,
+    FormatError,
+    InternalError,
+    QrsError,
+    QrsMemoryError,
+    ResumeError,
+    StorageError,
+)
+from .granularity import PerAxis, PerGroup, PerTensor
+from .qtensor import QTensor
+from .schemes import Int, parse
+
+__version__ = _version("qrs-quant")
+
+__all__ = [
+    "ArgTypeError",
+    "ArgValueError",
+    "DeviceError",
+    "FormatError",
+    "Int",
+    "InternalError",
+    "PerAxis",
+    "PerGroup",
+    "PerTensor",
+    "QTensor",
+    "QrsError",
+    "QrsMemoryError",
+    "ResumeError",
+    "StorageError",
+    "available_backends",
+    "dequantize",
+    "errors",
+    "fake_quantize",
+    "metrics",
+    "num_threads",
+    "parse",
+    "quantize",
+    "schemes",
+    "set_num_threads",
+    "simd_level",
+]

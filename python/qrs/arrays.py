@@ -1,0 +1,172 @@
+"""What users may pass as an array, and the checks on it.
+
+| input | result |
+|---|---|
+| numpy array of float32, float16, bfloat16 (ml_dtypes), any strides, byte order or alignment | as is, copied only where it is not in C order, aligned and native |
+| float64, lists and tuples of numbers | narrowed to float32; a value that overflows is an error |
+| numpy subclasses (np.matrix, np.memmap), memoryview, objects with `__array__` (a torch CPU tensor) | as the plain array they convert to |
+| masked arrays | error: call `.filled()` |
+| integers, bool, complex, longdouble, float8, strings, objects, datetimes, structured | error: cast to a float dtype |
+| CuPy arrays | error in this version: no CUDA kernels yet |
+| NaN and infinities | error with the first index and the count |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .constants import DTYPES
+from .errors import ArgTypeError, ArgValueError, QrsMemoryError
+
+Array = NDArray[Any]
+
+_ACCEPTED = ", ".join(DTYPES)
+_KERNEL_DTYPES = frozenset(d for d in DTYPES.values() if d != np.float64)
+
+
+def as_input(x: Any, arg: str = "x") -> Array:
+    """A float array of one dimension or more, in C order, aligned, native; float64 is kept.
+
+    Values are not looked at here: the kernels find NaN and infinities in the pass that reads
+    everything anyway. Raises `ArgTypeError`, `ArgValueError` and `QrsMemoryError`.
+
+    >>> as_input([[1, 2.5]]).dtype, as_input(np.ones(4, ">f2")[::2]).flags.c_contiguous
+    (dtype('float64'), True)
+    """
+    array = x if type(x) is np.ndarray else _plain(x, arg)
+    if array.ndim == 0:
+        raise ArgValueError(
+            f"{arg}: ndim 0, expected >= 1", arg=arg, value=array.ndim, expected="ndim >= 1"
+        )
+    if array.dtype not in _KERNEL_DTYPES:
+        array = _with_accepted_dtype(array, arg)
+    flags = array.flags
+    if flags.c_contiguous and flags.aligned:
+        return array
+    return copied(array, arg)
+
+
+def as_kernel_float(x: Array, arg: str = "x") -> Array:
+    """float64 narrowed to float32; a value that becomes infinite is an error. Others unchanged."""
+    if x.dtype != np.float64:
+        return x
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        narrow = x.astype(np.float32)
+    overflow = np.isinf(narrow) & np.isfinite(x)
+    if overflow.any():
+        at = np.unravel_index(int(np.argmax(overflow)), x.shape)
+        raise ArgValueError(
+            f"{arg}: {x[at]} at {index_text(at)} overflows float32, expected at most 3.4028235e+38",
+            arg=arg,
+            value=float(x[at]),
+            expected="|value| <= 3.4028235e+38",
+        )
+    return narrow
+
+
+def nonfinite_error(x: Array, arg: str = "x") -> ArgValueError:
+    """The error for NaN or infinities: how many, and where the first one is.
+
+    >>> str(nonfinite_error(np.array([[1, np.nan], [np.inf, 2]])))
+    'x: 2 non-finite values, first nan at (0, 1)'
+    """
+    with np.errstate(invalid="ignore"):
+        bad = ~np.isfinite(x)
+    count = int(np.count_nonzero(bad))
+    at = np.unravel_index(int(np.argmax(bad)), x.shape)
+    values = "value" if count == 1 else "values"
+    return ArgValueError(
+        f"{arg}: {count} non-finite {values}, first {float(x[at])} at {index_text(at)}",
+        arg=arg,
+        value=float(x[at]),
+        expected="finite values",
+    )
+
+
+def check_out(out: Any, shape: tuple[int, ...], dtype: str, inputs: list[Array]) -> None:
+    """Raise unless `out` can take a result: writable C order, right shape and dtype, no overlap."""
+    if type(out) is not np.ndarray:
+        raise ArgTypeError(
+            f"out: got {type(out).__name__}, expected a numpy array", arg="out", value=type(out)
+        )
+    found = None
+    if out.shape != shape or out.dtype != DTYPES[dtype]:
+        found = f"{out.dtype} of shape {out.shape}"
+    elif not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
+        found = "an array that is not writable, aligned and in C order"
+    elif any(np.may_share_memory(out, each) for each in inputs):
+        found = "memory that overlaps an input"
+    if found:
+        expected = f"a writable {dtype} array of shape {shape} in C order"
+        raise ArgValueError(
+            f"out: got {found}, expected {expected}", arg="out", value=found, expected=expected
+        )
+
+
+def copied(array: Array, arg: str = "x") -> Array:
+    """A C-order copy in fresh memory; `QrsMemoryError` names the bytes that were asked for."""
+    try:
+        return array.copy(order="C")
+    except MemoryError as error:
+        raise QrsMemoryError(
+            f"{arg}: no memory for a contiguous copy of {array.nbytes} bytes, shape={array.shape}",
+            arg=arg,
+            value=array.nbytes,
+        ) from error
+
+
+def index_text(index: Any) -> str:
+    """An index as users write it.
+
+    >>> index_text((np.int64(5), np.int64(7))), index_text((np.int64(3),))
+    ('(5, 7)', '(3,)')
+    """
+    return str(tuple(int(i) for i in index))
+
+
+def _plain(x: Any, arg: str) -> Array:
+    if isinstance(x, np.ma.MaskedArray):
+        raise ArgTypeError(
+            f"{arg}: masked array not supported; call .filled()", arg=arg, value=type(x)
+        )
+    if isinstance(x, (str, bytes, dict, set)) or x is None:
+        raise ArgTypeError(
+            f"{arg}: got {type(x).__name__}, expected an array of {_ACCEPTED}",
+            arg=arg,
+            value=type(x),
+            expected=_ACCEPTED,
+        )
+    try:
+        array = np.asarray(x)
+    except MemoryError as error:
+        raise QrsMemoryError(f"{arg}: no memory to convert it: {error}", arg=arg) from error
+    except Exception as error:  # whatever an object's own __array__ raises
+        raise ArgTypeError(
+            f"{arg}: cannot convert {type(x).__name__} to an array: {error}",
+            arg=arg,
+            value=type(x),
+            expected=_ACCEPTED,
+        ) from error
+    array = array.view(np.ndarray)
+    # A list of whole numbers has a float meaning; an integer array is a mistake to be shown.
+    if isinstance(x, (list, tuple)) and array.dtype.kind in "iu":
+        array = array.astype(np.float64)
+    return array
+
+
+def _with_accepted_dtype(array: Array, arg: str) -> Array:
+    dtype = array.dtype
+    if dtype == np.float64 and dtype.isnative:
+        return array
+    if not dtype.isnative and dtype.newbyteorder("=") in DTYPES.values():
+        return array.astype(dtype.newbyteorder("="))
+    hint = "; cast to a float dtype first" if dtype.kind in "iub" else ""
+    raise ArgTypeError(
+        f"{arg}: got dtype {dtype}, expected one of: {_ACCEPTED}{hint}",
+        arg=arg,
+        value=dtype,
+        expected=_ACCEPTED,
+    )

@@ -1,0 +1,177 @@
+"""Backends: who does the arithmetic, and which one a call gets.
+
+The type of the array picks the backend (numpy -> rust); `backend=` or the environment variable
+QRS_BACKEND override it. Arrays never move between devices, and a missing backend is an error,
+never a silent detour.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from ..errors import ArgTypeError, ArgValueError, DeviceError
+from ..integers import checked_integer
+from . import cupy
+from .reference import OPERATIONS, Reference
+
+__all__ = [
+    "OPERATIONS",
+    "available",
+    "describe",
+    "get",
+    "num_threads",
+    "of",
+    "resolve",
+    "set_num_threads",
+    "simd_level",
+]
+
+NAMES = ("reference", "rust", "cupy")
+
+
+@cache
+def get(name: str) -> Reference:
+    """The backend of that name; `DeviceError` says why it is missing and what would fix it."""
+    if name == "reference":
+        return Reference()
+    if name == "rust":
+        reason, fix = _missing_rust()
+        if reason is None:
+            from .rust import Rust
+
+            return Rust()
+    elif name == "cupy":
+        reason, fix = cupy.missing()
+    else:
+        raise ArgValueError(
+            f"backend: got {name!r}, expected one of: {', '.join(NAMES)}",
+            arg="backend",
+            value=name,
+            expected=", ".join(NAMES),
+        )
+    raise DeviceError(f"backend {name!r} is not available: {reason}; fix: {fix}", arg="backend")
+
+
+def of(array: Any) -> Reference:
+    """The backend for an array, by its type alone and QRS_BACKEND."""
+    return resolve(None, array)
+
+
+def resolve(backend: str | None, *arrays: Any) -> Reference:
+    """The backend of a call: from `backend`, else QRS_BACKEND, else the type of the arrays.
+
+    Raises `DeviceError` where the arrays belong to another library than the backend computes on.
+    """
+    on_gpu = [_is_cupy(array) for array in arrays if array is not None]
+    if any(on_gpu) and not all(on_gpu):
+        raise DeviceError(
+            "arrays of numpy and CuPy in one call; move them to one device first", arg="x"
+        )
+    name, source = backend, "backend"
+    if name is None:
+        name, source = os.environ.get("QRS_BACKEND") or None, "QRS_BACKEND"
+    if name is None:
+        return get("cupy" if any(on_gpu) else "rust")
+    if not isinstance(name, str):
+        raise ArgTypeError(f"backend: got {name!r}, expected a string", arg="backend", value=name)
+    if name not in NAMES:
+        raise ArgValueError(
+            f"{source}: got {name!r}, expected one of: {', '.join(NAMES)}",
+            arg=source,
+            value=name,
+            expected=", ".join(NAMES),
+        )
+    chosen = get(name)
+    if on_gpu and any(on_gpu) != (name == "cupy"):
+        library = "CuPy" if any(on_gpu) else "numpy"
+        raise DeviceError(
+            f"{source}: {name!r} does not compute on {library} arrays, and nothing is moved "
+            "between devices inside a call",
+            arg=source,
+            value=name,
+        )
+    return chosen
+
+
+def available() -> list[str]:
+    """Names of the backends that work here.
+
+    >>> "reference" in available()
+    True
+    """
+    return [entry["name"] for entry in describe() if entry["available"]]
+
+
+def describe() -> list[dict[str, Any]]:
+    """Each backend: name, available, reason and fix where it is missing, its own operations.
+
+    "Its own" are those that it overrides; the reference has them all.
+    """
+    rows: list[dict[str, Any]] = []
+    for name in NAMES:
+        reason: str | None = None
+        fix: str | None = None
+        operations: list[str] = []
+        try:
+            kind = type(get(name))
+            operations = [op for op in OPERATIONS if op in vars(kind)]
+        except DeviceError:
+            reason, fix = _missing_rust() if name == "rust" else cupy.missing()
+        rows.append(
+            {
+                "name": name,
+                "available": reason is None,
+                "reason": reason,
+                "fix": fix,
+                "operations": operations,
+            }
+        )
+    return rows
+
+
+def simd_level() -> str:
+    """The SIMD level in use: baseline, avx2, avxvnni, avx512 or amx.
+
+    QRS_SIMD may lower it. Results do not depend on it.
+    """
+    return _extension().simd_level()
+
+
+def num_threads() -> int:
+    """How many threads the Rust backend uses."""
+    return _extension().num_threads()
+
+
+def set_num_threads(n: int) -> None:
+    """Use `n` threads, 1 or more, from now on; QRS_NUM_THREADS sets the start.
+
+    Results do not depend on it. Raises `ArgTypeError` or `ArgValueError` for other values.
+
+    >>> set_num_threads(num_threads())
+    """
+    _extension().set_num_threads(checked_integer(n, "n"))
+
+
+def _extension() -> Any:
+    get("rust")
+    return importlib.import_module("qrs._qrs")
+
+
+def _missing_rust() -> tuple[str | None, str | None]:
+    try:
+        importlib.import_module("qrs._qrs")
+    except ImportError as error:
+        return (
+            f"the extension module does not load: {error}",
+            "pip install --force-reinstall qrs-quant",
+        )
+    return None, None
+
+
+def _is_cupy(array: Any) -> bool:
+    return type(array) is not np.ndarray and type(array).__module__.split(".")[0] == "cupy"

@@ -1,0 +1,141 @@
+"""The Rust backend: every operation of the reference with SIMD and threads, the same bits.
+
+Arguments and results are those of `qrs.backends.reference`; see there. float16 and bfloat16
+arrays cross the border as uint16 views with the name of their dtype.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _qrs
+from ..constants import DTYPES
+from .reference import Array, Bytes, Codes, Float32, Integers, Reference
+
+
+class Rust(Reference):
+    """SIMD levels chosen at run time, rayon underneath; see `qrs.simd_level()`."""
+
+    name: ClassVar[str] = "rust"
+
+    def group_range(self, x: Array, group_size: int) -> tuple[Float32, Float32]:
+        return _qrs.group_range(*_raw(x), group_size)
+
+    def choose_qparams_affine(
+        self, lo: Float32, hi: Float32, qmin: int, qmax: int, symmetric: bool, scale_dtype: str
+    ) -> tuple[Float32, NDArray[np.int32] | None]:
+        return _qrs.choose_qparams_affine(lo, hi, qmin, qmax, symmetric, scale_dtype)
+
+    def quantize_affine(
+        self,
+        x: Array,
+        group_size: int,
+        scale: Float32,
+        zero_point: Integers | None,
+        qmin: int,
+        qmax: int,
+        out: Codes | None = None,
+    ) -> Codes:
+        z = _int32(zero_point)
+        return _qrs.quantize_affine(*_raw(x), group_size, scale, z, qmin, qmax, out)
+
+    def dequantize_affine(
+        self,
+        codes: Codes,
+        group_size: int,
+        scale: Float32,
+        zero_point: Integers | None,
+        dtype: str,
+        out: Array | None = None,
+    ) -> Array:
+        z, bits = _int32(zero_point), _bits_of(out)
+        return _typed(_qrs.dequantize_affine(codes, group_size, scale, z, dtype, bits), dtype)
+
+    def pack_bits(self, codes: Codes, bits: int, out: Bytes | None = None) -> Bytes:
+        return _qrs.pack_bits(codes, bits, out)
+
+    def unpack_bits(
+        self, packed: Bytes, bits: int, cols: int, signed: bool, out: Codes | None = None
+    ) -> Codes:
+        return _qrs.unpack_bits(packed, bits, cols, signed, out)
+
+    def quantize_affine_packed(
+        self,
+        x: Array,
+        group_size: int,
+        bits: int,
+        qmin: int,
+        qmax: int,
+        symmetric: bool,
+        scale_dtype: str,
+        scale: Float32 | None = None,
+        zero_point: Integers | None = None,
+        out: Bytes | None = None,
+    ) -> tuple[Bytes, Float32, Integers | None]:
+        z = _int32(zero_point)
+        return _qrs.quantize_affine_packed(
+            *_raw(x), group_size, bits, qmin, qmax, symmetric, scale_dtype, scale, z, out
+        )
+
+    def dequantize_affine_packed(
+        self,
+        packed: Bytes,
+        cols: int,
+        group_size: int,
+        bits: int,
+        signed: bool,
+        scale: Float32,
+        zero_point: Integers | None,
+        dtype: str,
+        out: Array | None = None,
+    ) -> Array:
+        x_hat = _qrs.dequantize_affine_packed(
+            packed, cols, group_size, bits, signed, scale, _int32(zero_point), dtype, _bits_of(out)
+        )
+        return _typed(x_hat, dtype)
+
+    def fake_quantize_affine(
+        self,
+        x: Array,
+        group_size: int,
+        qmin: int,
+        qmax: int,
+        symmetric: bool,
+        scale_dtype: str,
+        scale: Float32 | None = None,
+        zero_point: Integers | None = None,
+        out: Array | None = None,
+    ) -> Array:
+        bits, dtype = _raw(x)
+        x_hat = _qrs.fake_quantize_affine(
+            bits, dtype, group_size, qmin, qmax, symmetric, scale_dtype, scale,
+            _int32(zero_point), _bits_of(out),
+        )  # fmt: skip
+        return _typed(x_hat, dtype)
+
+
+_NAMES = {DTYPES[name]: name for name in ("float32", "float16", "bfloat16")}
+_FLOAT32 = DTYPES["float32"]
+
+
+def _raw(x: Array) -> tuple[Array, str]:
+    """An array as the kernels take it, and the name of its dtype."""
+    if x.dtype is _FLOAT32:
+        return x, "float32"
+    name = _NAMES[x.dtype]
+    return (x if name == "float32" else x.view(np.uint16)), name
+
+
+def _typed(raw: Array, dtype: str) -> Array:
+    return raw if dtype == "float32" else raw.view(DTYPES[dtype])
+
+
+def _bits_of(out: Array | None) -> Array | None:
+    return None if out is None else _raw(out)[0]
+
+
+def _int32(zero_point: Integers | None) -> NDArray[np.int32] | None:
+    return None if zero_point is None else zero_point.astype(np.int32, copy=False)

@@ -1,0 +1,282 @@
+"""QTensor: a quantized tensor as a scheme and its stored parts.
+
+Everything that is stored is a part, and a part that is itself quantized is a QTensor, so the
+parts form a tree. Size, equality, hashing, copying, saving and loading are written once, over the
+leaves of that tree. Nothing is computed here: the scheme does that, with a backend.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .constants import DTYPES
+from .errors import ArgTypeError, ArgValueError
+
+if TYPE_CHECKING:
+    from .schemes import Scheme
+
+Array = NDArray[Any]
+
+
+class QTensor:
+    """A quantized tensor. Made by `qrs.quantize`, `QTensor.from_parts` or `qrs.load`.
+
+    Attributes
+    ----------
+    scheme : the scheme it was quantized with.
+    shape : shape of the source tensor.
+    dtype : name of the source's dtype, such as "float32".
+    parts : name -> array or QTensor, all that is stored: `packed`, `scale`, `zero_point`.
+    info : what happened on the way, such as `underflow_groups`; outside equality.
+
+    >>> import numpy as np, qrs
+    >>> qt = qrs.quantize(np.linspace(-1, 1, 64, dtype=np.float32), "int4-g32-f16")
+    >>> qt
+    QTensor(int4-g32-f16, shape=(64,), dtype=float32, 4.5 bits per weight)
+    >>> {name: array.shape for name, array in qt.leaves()}
+    {'packed': (32,), 'scale': (2,)}
+    """
+
+    __slots__ = ("dtype", "info", "parts", "scheme", "shape")
+
+    def __init__(
+        self,
+        scheme: Scheme,
+        shape: tuple[int, ...],
+        dtype: str,
+        parts: dict[str, Any],
+        info: dict[str, Any] | None = None,
+    ) -> None:
+        self.scheme = scheme
+        self.shape = shape
+        self.dtype = dtype
+        self.parts = parts
+        self.info = {} if info is None else info
+
+    @classmethod
+    def from_parts(
+        cls, scheme: Scheme | str, shape: tuple[int, ...], codes: Any, scale: Any,
+        zero_point: Any = None,
+    ) -> QTensor:  # fmt: skip
+        """A QTensor from codes and parameters computed elsewhere.
+
+        `codes` are integers of `shape`, one per element (they are packed here); `scale` and
+        `zero_point` have the stored shapes: () per tensor, (shape[axis],) per axis,
+        (*shape[:-1], G) per group. Raises `ArgValueError` or `ArgTypeError` that names the
+        argument and the first wrong index.
+
+        >>> qt = QTensor.from_parts("int8", (3,), [1, -2, 3], 0.5)
+        >>> qt.dequantize().tolist()
+        [0.5, -1.0, 1.5]
+        """
+        from .schemes import as_scheme
+
+        return as_scheme(scheme).from_codes(_checked_shape(shape), codes, scale, zero_point)
+
+    @classmethod
+    def from_leaves(
+        cls, scheme: Scheme, shape: tuple[int, ...], dtype: str, leaves: Mapping[str, Array]
+    ) -> QTensor:
+        """The QTensor whose `leaves()` these are; the inverse used by loaders.
+
+        Raises `ArgValueError` naming the leaf that is missing, left over, or of another shape or
+        dtype than the scheme stores.
+        """
+        shape = _checked_shape(shape)
+        if dtype not in DTYPES:
+            raise ArgValueError(
+                f"dtype: got {dtype!r}, expected one of: {', '.join(DTYPES)}",
+                arg="dtype",
+                value=dtype,
+                expected=", ".join(DTYPES),
+            )
+        specs = scheme.part_specs(shape)
+        for path in leaves.keys() ^ specs.keys():
+            what = "missing" if path in specs else "not part of it"
+            raise ArgValueError(f"{path}: {what} for {scheme}", arg=path, expected=list(specs))
+        for path, (dtype_name, part_shape) in specs.items():
+            _check_leaf(path, leaves[path], dtype_name, part_shape)
+        qt = cls(scheme, shape, dtype, {path: leaves[path] for path in specs})
+        scheme.check_parts(qt)
+        return qt
+
+    def leaves(self) -> Iterator[tuple[str, Array]]:
+        """Every stored array with its path: ("packed", array), ("scale.packed", array), ..."""
+        for name, part in self.parts.items():
+            if isinstance(part, QTensor):
+                for path, array in part.leaves():
+                    yield f"{name}.{path}", array
+            else:
+                yield name, part
+
+    @property
+    def packed(self) -> NDArray[np.uint8]:
+        """Packed codes, uint8 of shape (*shape[:-1], ceil(shape[-1] * bits / 8))."""
+        packed: NDArray[np.uint8] = self.parts["packed"]
+        return packed
+
+    @property
+    def codes(self) -> Array:
+        """The codes, unpacked now, in `shape`: int8 or uint8."""
+        return self.scheme.codes(self)
+
+    @property
+    def scale(self) -> NDArray[np.float32]:
+        """The scales decoded to float32; `parts["scale"]` is what is stored."""
+        part = self.parts["scale"]
+        if isinstance(part, QTensor):
+            return part.dequantize()
+        scale: NDArray[np.float32] = part.astype(np.float32, copy=False)
+        return scale
+
+    @property
+    def zero_point(self) -> Array | None:
+        """The zero points, in the dtype of the codes and the shape of the scale, or None."""
+        return self.scheme.zero_point(self)
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything that is stored."""
+        return sum(array.nbytes for _, array in self.leaves())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """8 * nbytes / size: scales and zero points included; NaN without elements."""
+        return 8 * self.nbytes / self.size if self.size else math.nan
+
+    def dequantize(
+        self, dtype: str = "float32", out: Array | None = None, backend: str | None = None
+    ) -> Array:
+        """The decoded values; the same as `qrs.dequantize(self, ...)`."""
+        from .api import dequantize
+
+        return dequantize(self, dtype, out=out, backend=backend)
+
+    def copy(self) -> QTensor:
+        """A copy that shares no memory."""
+        parts = {name: part.copy() for name, part in self.parts.items()}
+        return QTensor(self.scheme, self.shape, self.dtype, parts, dict(self.info))
+
+    def __getitem__(self, rows: Any) -> QTensor:
+        """Rows of the leading axis, by a slice, a list or an array of indices or booleans."""
+        if self.ndim < 2 or not isinstance(rows, (slice, list, np.ndarray)):
+            raise ArgTypeError(
+                f"rows: got {rows!r} for shape {self.shape}, expected a slice or a list of indices "
+                "of the leading axis of two or more; use dequantize()[...] for the rest",
+                arg="rows",
+                value=rows,
+                expected="slice | list | array",
+            )
+        index = (
+            rows if isinstance(rows, slice) else np.asarray(rows, dtype=None if len(rows) else int)
+        )
+        if not isinstance(index, slice) and (index.ndim != 1 or index.dtype.kind not in "iub"):
+            raise ArgTypeError(
+                f"rows: got {rows!r}, expected one dimension of integers or booleans",
+                arg="rows",
+                value=rows,
+            )
+        try:
+            return self.scheme.select(self, index)
+        except IndexError as error:
+            raise ArgValueError(f"rows: {error}", arg="rows", value=rows) from None
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __eq__(self, other: object) -> bool:
+        """The same scheme, shape, dtype and stored bits."""
+        if not isinstance(other, QTensor):
+            return NotImplemented
+        return self._identity() == other._identity() and all(
+            np.array_equal(_bytes_of(a), _bytes_of(b))
+            for (_, a), (_, b) in zip(self.leaves(), other.leaves(), strict=True)
+        )
+
+    def __hash__(self) -> int:
+        digest = hashlib.sha256(repr(self._identity()).encode())
+        for _, array in self.leaves():
+            digest.update(_bytes_of(array))
+        return int.from_bytes(digest.digest()[:8], "little")
+
+    def __repr__(self) -> str:
+        bits = f"{self.bits_per_weight:.4g}"
+        return f"QTensor({self.scheme}, shape={self.shape}, dtype={self.dtype}, {bits} bits per weight)"
+
+    def _identity(self) -> tuple[Any, ...]:
+        stored = tuple((path, a.dtype.name, a.shape) for path, a in self.leaves())
+        return self.scheme, self.shape, self.dtype, stored
+
+    def check_as_out(self, scheme: Scheme, x: Array) -> None:
+        """Raise unless this tensor can take the result of quantizing `x` with `scheme`."""
+        if self.scheme != scheme or self.shape != x.shape:
+            raise ArgValueError(
+                f"out: got {self!r}, expected a QTensor of {scheme} and shape {x.shape}",
+                arg="out",
+                value=repr(self),
+                expected=f"{scheme}, shape {x.shape}",
+            )
+        for path, (dtype, shape) in scheme.part_specs(x.shape).items():
+            if dtype == "uint8":
+                _check_leaf(path, self.parts.get(path), dtype, shape)
+            array = self.parts[path]
+            if not (array.flags.c_contiguous and array.flags.writeable):
+                raise ArgValueError(f"out: {path} is not writable in C order", arg="out")
+            if np.may_share_memory(array, x):
+                raise ArgValueError(f"out: {path} overlaps x in memory", arg="out")
+
+    def overwrite(self, qt: QTensor) -> QTensor:
+        """Take over the values of `qt`, which has the same scheme and shape, in place."""
+        for (_, mine), (_, theirs) in zip(self.leaves(), qt.leaves(), strict=True):
+            if not np.may_share_memory(mine, theirs):
+                mine[...] = theirs
+        self.dtype, self.info = qt.dtype, qt.info
+        return self
+
+
+def _check_leaf(path: str, array: Any, dtype: str, shape: tuple[int, ...]) -> None:
+    if not isinstance(array, np.ndarray) or array.dtype.name != dtype or array.shape != shape:
+        found = type(array).__name__
+        if isinstance(array, np.ndarray):
+            found = f"{array.dtype.name} of shape {array.shape}"
+        raise ArgValueError(
+            f"{path}: got {found}, expected {dtype} of shape {shape}",
+            arg=path,
+            value=found,
+            expected=f"{dtype} {shape}",
+        )
+
+
+def _checked_shape(shape: Any) -> tuple[int, ...]:
+    dims = tuple(shape) if isinstance(shape, (tuple, list)) else None
+    if not dims or not all(type(d) is int or isinstance(d, np.integer) for d in dims):
+        raise ArgTypeError(
+            f"shape: got {shape!r}, expected a tuple of one or more integers",
+            arg="shape",
+            value=shape,
+        )
+    if min(dims) < 0:
+        raise ArgValueError(
+            f"shape: got {shape!r}, expected no negatives", arg="shape", value=shape
+        )
+    return tuple(int(d) for d in dims)
+
+
+def _bytes_of(array: Array) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

@@ -1,0 +1,122 @@
+"""What every scheme offers, and the registry of scheme families.
+
+A scheme is a value: which numbers can be stored, who shares a scale, and how each part is
+stored. It turns arrays into the parts of a QTensor with a backend's kernels, and back. It never
+reads a file and never looks at a device.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from numpy.typing import NDArray
+
+from ..errors import ArgTypeError, ArgValueError
+
+if TYPE_CHECKING:
+    from ..backends.reference import Reference
+    from ..qtensor import QTensor
+
+Array = NDArray[Any]
+Shape = tuple[int, ...]
+PartSpecs = dict[str, tuple[str, Shape]]
+
+
+class Scheme(ABC):
+    """Base class of all schemes; a subclass registers itself: `class Int(Scheme, family="int")`."""
+
+    families: ClassVar[dict[str, type[Scheme]]] = {}
+    family: ClassVar[str]
+
+    def __init_subclass__(cls, family: str, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.family = family
+        Scheme.families[family] = cls
+
+    @classmethod
+    @abstractmethod
+    def parse(cls, text: str) -> Scheme | None:
+        """The scheme that `text` spells, or None if it is not one of this family."""
+
+    @classmethod
+    @abstractmethod
+    def _from_dict(cls, fields: Mapping[str, Any]) -> Scheme:
+        """The inverse of `to_dict`, without its "family"."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able dictionary with every field; `qrs.schemes.from_dict` is its inverse."""
+
+    @abstractmethod
+    def part_specs(self, shape: Shape) -> PartSpecs:
+        """What is stored for an array of `shape`: leaf path -> (dtype name, shape).
+
+        Raises `ArgValueError` where the scheme does not fit the shape.
+        """
+
+    @abstractmethod
+    def quantize(
+        self,
+        x: Array,
+        backend: Reference,
+        scale: Any = None,
+        zero_point: Any = None,
+        out: QTensor | None = None,
+    ) -> QTensor:
+        """Quantize an array that `qrs.arrays` has checked."""
+
+    @abstractmethod
+    def dequantize(
+        self, qt: QTensor, dtype: str, backend: Reference, out: Array | None = None
+    ) -> Array:
+        """Decode a QTensor of this scheme to an array of `qt.shape`."""
+
+    @abstractmethod
+    def fake_quantize(self, x: Array, backend: Reference, out: Array | None = None) -> Array:
+        """`dequantize(quantize(x))` in the dtype of `x`."""
+
+    @abstractmethod
+    def from_codes(self, shape: Shape, codes: Any, scale: Any, zero_point: Any) -> QTensor:
+        """Parts from codes and parameters made elsewhere, checked."""
+
+    @abstractmethod
+    def check_parts(self, qt: QTensor) -> None:
+        """Raise where values stored in the parts are not legal (shapes are checked before)."""
+
+    @abstractmethod
+    def codes(self, qt: QTensor) -> Array:
+        """The codes in the shape of the tensor."""
+
+    @abstractmethod
+    def zero_point(self, qt: QTensor) -> Array | None:
+        """The zero points in the shape of the scale, or None."""
+
+    @abstractmethod
+    def select(self, qt: QTensor, index: Any) -> QTensor:
+        """`qt[index]` along the leading axis."""
+
+
+def from_dict(fields: Mapping[str, Any]) -> Scheme:
+    """The scheme of a dictionary made by `to_dict`.
+
+    >>> from qrs import Int
+    >>> from_dict(Int(4, group_size=32).to_dict()) == Int(4, group_size=32)
+    True
+    """
+    if not isinstance(fields, Mapping):
+        raise ArgTypeError(
+            f"scheme: got {fields!r}, expected a dictionary", arg="scheme", value=fields
+        )
+    rest = dict(fields)
+    family = rest.pop("family", None)
+    if not isinstance(family, str) or family not in Scheme.families:
+        known = ", ".join(sorted(Scheme.families))
+        raise ArgValueError(
+            f"scheme: unknown family {family!r}, expected one of: {known}",
+            arg="scheme",
+            value=family,
+            expected=known,
+        )
+    return Scheme.families[family]._from_dict(rest)

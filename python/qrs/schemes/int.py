@@ -1,0 +1,262 @@
+"""Linear quantization to integers of 2 to 8 bits: r = scale * (q - zero_point).
+
+Formulas: Jacob et al., "Quantization and Training of Neural Networks for Efficient
+Integer-Arithmetic-Only Inference", 2018, equations 1 and 2; the exact arithmetic is the numeric
+contract of `qrs.backends.reference`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..constants import SCALE_DTYPES
+from ..errors import ArgTypeError, ArgValueError
+from ..granularity import Granularity, PerAxis, PerGroup, granularity_of
+from ..integers import checked_integer
+from ..qtensor import QTensor
+from . import affine_parts
+from .base import Array, PartSpecs, Scheme, Shape
+
+if TYPE_CHECKING:
+    from ..backends.reference import Reference
+
+_SPELLING = re.compile(
+    r"(?P<u>u?)int(?P<bits>\d+)(?:-axis(?P<axis>-?\d+)|-g(?P<group>\d+))?"
+    r"(?P<asym>-asym)?(?P<full>-full)?(?:-(?P<scale>f16|bf16))?(?P<ragged>-ragged)?"
+)
+
+
+@dataclass(frozen=True, init=False)
+class Int(Scheme, family="int"):
+    """Integers of `bits` bits with a scale per tensor, per index of an axis, or per group.
+
+    Parameters
+    ----------
+    bits : 2 to 8.
+    signed : codes are int8 (True) or uint8 (False).
+    symmetric : zero point 0 and codes in [-qmax, qmax]; defaults to `signed`. Asymmetric schemes
+        store a zero point per scale, and their range always holds 0.
+    full_range : symmetric codes in [-qmax - 1, qmax], scale = max(hi / qmax, -lo / (qmax + 1)).
+    axis, group_size, granularity : at most one of them; none means one scale for the tensor.
+    ragged : with `group_size`, let the last group of a row be shorter.
+    scale_dtype : "float32", "float16" or "bfloat16": how scales are stored.
+
+    Raises `ArgTypeError` and `ArgValueError`, which name the argument.
+
+    >>> import qrs
+    >>> s = Int(4, group_size=128, symmetric=False, scale_dtype="float16")
+    >>> str(s), s.qmin, s.qmax
+    ('int4-g128-asym-f16', -8, 7)
+    >>> qrs.quantize([1.6, -0.7, -3.4, 1.7, -2.9, 0.5, 2.3, 6.2], Int(8)).codes.tolist()
+    [33, -14, -70, 35, -59, 10, 47, 127]
+    """
+
+    bits: int
+    signed: bool
+    symmetric: bool
+    full_range: bool
+    granularity: Granularity
+    scale_dtype: str
+
+    def __init__(
+        self,
+        bits: int,
+        *,
+        signed: bool = True,
+        symmetric: bool | None = None,
+        full_range: bool = False,
+        axis: int | None = None,
+        group_size: int | None = None,
+        granularity: Granularity | None = None,
+        ragged: bool = False,
+        scale_dtype: str = "float32",
+    ) -> None:
+        symmetric = signed if symmetric is None else symmetric
+        flags = {"signed": signed, "symmetric": symmetric, "full_range": full_range}
+        for name, value in {**flags, "ragged": ragged}.items():
+            if not isinstance(value, (bool, np.bool_)):
+                raise ArgTypeError(
+                    f"{name}: got {value!r}, expected True or False", arg=name, value=value
+                )
+        fields = {name: bool(value) for name, value in flags.items()}
+        fields["bits"] = checked_integer(bits, "bits")
+        fields["granularity"] = granularity_of(axis, group_size, granularity, bool(ragged))
+        fields["scale_dtype"] = scale_dtype
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+        self._check()
+
+    def _check(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise ArgValueError(
+                f"bits: got {self.bits}, expected 2, 3, 4, 5, 6, 7 or 8",
+                arg="bits",
+                value=self.bits,
+                expected="2..8",
+            )
+        if self.symmetric and not self.signed:
+            raise ArgValueError(
+                "symmetric: got True with signed=False, expected False: "
+                "unsigned codes have no negative half",
+                arg="symmetric",
+                value=True,
+                expected="False",
+            )
+        if self.full_range and not self.symmetric:
+            raise ArgValueError(
+                "full_range: got True with symmetric=False, expected False: "
+                "asymmetric codes always use the full range",
+                arg="full_range",
+                value=True,
+                expected="False",
+            )
+        if not isinstance(self.scale_dtype, str) or self.scale_dtype not in SCALE_DTYPES:
+            accepted = ", ".join(SCALE_DTYPES)
+            raise ArgValueError(
+                f"scale_dtype: got {self.scale_dtype!r}, expected one of: {accepted}",
+                arg="scale_dtype",
+                value=self.scale_dtype,
+                expected=accepted,
+            )
+
+    @property
+    def qmin(self) -> int:
+        """The least code."""
+        if not self.signed:
+            return 0
+        return -(1 << (self.bits - 1)) + (self.symmetric and not self.full_range)
+
+    @property
+    def qmax(self) -> int:
+        """The greatest code."""
+        return (1 << (self.bits - self.signed)) - 1
+
+    @property
+    def code_dtype(self) -> np.dtype[Any]:
+        """int8 or uint8."""
+        return np.dtype(np.int8 if self.signed else np.uint8)
+
+    def __str__(self) -> str:
+        text = f"{'' if self.signed else 'u'}int{self.bits}{self.granularity.suffix()}"
+        text += "-asym" * (self.signed and not self.symmetric) + "-full" * self.full_range
+        suffix = SCALE_DTYPES[self.scale_dtype]
+        ragged = isinstance(self.granularity, PerGroup) and self.granularity.ragged
+        return text + (f"-{suffix}" if suffix else "") + "-ragged" * ragged
+
+    @classmethod
+    def parse(cls, text: str) -> Int | None:
+        match = _SPELLING.fullmatch(text)
+        if match is None:
+            return None
+        by_suffix = {suffix: name for name, suffix in SCALE_DTYPES.items()}
+        signed = not match["u"]
+        return cls(
+            int(match["bits"]),
+            signed=signed,
+            symmetric=signed and not match["asym"],
+            full_range=bool(match["full"]),
+            axis=None if match["axis"] is None else int(match["axis"]),
+            group_size=None if match["group"] is None else int(match["group"]),
+            ragged=bool(match["ragged"]),
+            scale_dtype=by_suffix[match["scale"] or ""],
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        where: dict[str, Any] = {}
+        if isinstance(self.granularity, PerAxis):
+            where = {"axis": self.granularity.axis}
+        elif isinstance(self.granularity, PerGroup):
+            where = {"group_size": self.granularity.group_size, "ragged": self.granularity.ragged}
+        return {
+            "family": self.family,
+            "bits": self.bits,
+            "signed": self.signed,
+            "symmetric": self.symmetric,
+            "full_range": self.full_range,
+            **where,
+            "scale_dtype": self.scale_dtype,
+        }
+
+    @classmethod
+    def _from_dict(cls, fields: Mapping[str, Any]) -> Int:
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            if isinstance(error, ArgTypeError):
+                raise
+            raise ArgValueError(f"scheme: {error}", arg="scheme", value=dict(fields)) from None
+
+    def part_specs(self, shape: Shape) -> PartSpecs:
+        self.granularity.check(shape)
+        scale_shape = self.granularity.scale_shape(shape)
+        specs = {
+            "packed": ("uint8", affine_parts.packed_shape(shape, self.bits)),
+            "scale": (self.scale_dtype, scale_shape),
+        }
+        if not self.symmetric:
+            specs["zero_point"] = ("uint8", affine_parts.packed_shape(scale_shape, self.bits))
+        return specs
+
+    def quantize(
+        self,
+        x: Array,
+        backend: Reference,
+        scale: Any = None,
+        zero_point: Any = None,
+        out: QTensor | None = None,
+    ) -> QTensor:
+        return affine_parts.quantize(self, x, backend, scale, zero_point, out)
+
+    def dequantize(
+        self, qt: QTensor, dtype: str, backend: Reference, out: Array | None = None
+    ) -> Array:
+        return affine_parts.dequantize(self, qt, dtype, backend, out)
+
+    def fake_quantize(self, x: Array, backend: Reference, out: Array | None = None) -> Array:
+        self.granularity.check(x.shape)
+        if x.size == 0:
+            return x.copy() if out is None else out
+        layout = self.granularity.rows(x.shape)
+        rows = self.granularity.to_rows(x)
+        x_hat = backend.fake_quantize_affine(
+            rows, layout.group_size, self.qmin, self.qmax, self.symmetric, self.scale_dtype
+        )
+        x_hat = self.granularity.from_rows(x_hat, x.shape)
+        if out is None:
+            return x_hat
+        out[...] = x_hat
+        return out
+
+    def from_codes(self, shape: Shape, codes: Any, scale: Any, zero_point: Any) -> QTensor:
+        return affine_parts.from_codes(self, shape, codes, scale, zero_point)
+
+    def check_parts(self, qt: QTensor) -> None:
+        affine_parts.check_parts(self, qt)
+
+    def codes(self, qt: QTensor) -> Array:
+        return affine_parts.unpacked(qt.packed, self.bits, qt.shape[-1], self.signed, qt.shape)
+
+    def zero_point(self, qt: QTensor) -> Array | None:
+        if self.symmetric:
+            return None
+        shape = self.granularity.scale_shape(qt.shape)
+        packed = qt.parts["zero_point"]
+        assert isinstance(packed, np.ndarray)
+        return affine_parts.unpacked(packed, self.bits, (shape or (1,))[-1], self.signed, shape)
+
+    def select(self, qt: QTensor, index: Any) -> QTensor:
+        ndim = len(qt.shape)
+        packed = qt.packed[index]
+        scale = self.granularity.select(np.asarray(qt.parts["scale"]), index, ndim)
+        parts: dict[str, Any] = {"packed": packed, "scale": scale}
+        if not self.symmetric:
+            z = self.zero_point(qt)
+            assert z is not None
+            chosen = self.granularity.select(z, index, ndim)
+            parts["zero_point"] = affine_parts.packed_bits(chosen, self.bits)
+        return QTensor(self, (packed.shape[0], *qt.shape[1:]), qt.dtype, parts)
