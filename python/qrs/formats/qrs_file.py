@@ -1,0 +1,300 @@
+"""QTensors in safetensors files: how they lie there, save and load.
+
+Every leaf of a QTensor is a tensor of the file, named by its path: the QTensor "layer.weight"
+becomes "layer.weight.packed", "layer.weight.scale" and, where the scheme has one,
+"layer.weight.zero_point". What they mean is said once, in the entry `qrs` of `__metadata__`, a JSON
+text:
+
+```
+{"version": 1, "tensors": {"layer.weight": {
+    "scheme": {"family": "int", "bits": 4, ...},   as Scheme.to_dict() gives it
+    "shape": [64, 384],                            of the QTensor
+    "dtype": "float32",                            of the tensor that was quantized
+    "source_shape": [64, 128, 3, 1]}}}             only where it differs from "shape"
+```
+
+Dtypes and shapes of the leaves follow from scheme and shape (`Scheme.part_specs`), and a file where
+they differ is refused. All names that start with "layer.weight." belong to the QTensor, and its
+leaves lie in one file. Other tensors are plain arrays. A file without quantized tensors has no
+`qrs` entry. How codes lie in the bytes of `packed`: `qrs.schemes.int`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ArgTypeError, ArgValueError, FormatError
+from ..qtensor import QTensor
+from ..schemes import Scheme, from_dict
+from . import strict_json
+from .header import Shape, TensorInfo, dtype_name
+from .safetensors import SafetensorsFile, Writer
+from .shards import shards
+from .strict_json import is_int, quote
+
+Array = NDArray[Any]
+Layout = list[tuple[str, str, Shape]]
+
+METADATA_KEY = "qrs"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a file says of one quantized tensor.
+
+    `source_shape` is the shape of the tensor that was quantized where the QTensor holds it
+    reshaped, as a matrix say; otherwise None. `QTensor.info["source_shape"]` carries it.
+    """
+
+    scheme: Scheme
+    shape: Shape
+    dtype: str
+    source_shape: Shape | None = None
+
+    @classmethod
+    def of(cls, qt: QTensor) -> Entry:
+        """The entry of a QTensor."""
+        return cls(qt.scheme, qt.shape, qt.dtype, qt.info.get("source_shape"))
+
+    def layout(self, name: str) -> Layout:
+        """What a Writer needs to know of the leaves, from the scheme alone: nothing is computed."""
+        specs = self.scheme.part_specs(self.shape)
+        return [(f"{name}.{path}", dtype_name(d), shape) for path, (d, shape) in specs.items()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        fields = {"scheme": self.scheme.to_dict(), "shape": list(self.shape), "dtype": self.dtype}
+        if self.source_shape is not None:
+            fields["source_shape"] = list(self.source_shape)
+        return fields
+
+
+def qrs_metadata(entries: Mapping[str, Entry]) -> dict[str, str]:
+    """The metadata of a file with these quantized tensors; empty if there are none."""
+    if not entries:
+        return {}
+    tensors = {name: entry.to_dict() for name, entry in entries.items()}
+    document = {"version": VERSION, "tensors": tensors}
+    return {METADATA_KEY: json.dumps(document, ensure_ascii=False, separators=(",", ":"))}
+
+
+def check_names(names: Iterable[str], quantized: Iterable[str]) -> None:
+    """Raise ArgValueError where a tensor's name belongs to a quantized tensor.
+
+    >>> check_names(["layer.weight", "layer.bias"], {"layer.weight"})
+    >>> check_names(["a", "a.packed"], {"a"})
+    Traceback (most recent call last):
+    ...
+    qrs.errors.ArgValueError: tensors: name 'a.packed' belongs to the quantized tensor 'a'
+    """
+    owners = frozenset(quantized)
+    for name in names:
+        owner = _owner(name, owners)
+        if owner is not None:
+            problem = f"tensors: name {quote(name)} belongs to the quantized tensor {quote(owner)}"
+            raise ArgValueError(problem, arg="tensors", value=name)
+
+
+def save(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, QTensor | Array],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write QTensors and arrays into one safetensors file, atomically.
+
+    Parameters
+    ----------
+    path : the file; it appears whole or not at all, see `qrs.formats.atomic`.
+    tensors : name -> QTensor or numpy array of a dtype that safetensors has.
+    metadata : further text entries of the file, such as {"format": "pt"}.
+
+    Raises `ArgTypeError` for anything else, `ArgValueError` for names that collide, and
+    `StorageError`.
+
+    >>> import os, tempfile, qrs
+    >>> path = os.path.join(tempfile.mkdtemp(), "w.safetensors")
+    >>> qt = qrs.quantize(np.linspace(-1, 1, 64, dtype=np.float32), "int4-g32")
+    >>> save(path, {"w": qt, "b": np.zeros(3)})
+    >>> load(path)["w"] == qt, load(path)["b"]
+    (True, array([0., 0., 0.]))
+    """
+    entries: dict[str, Entry] = {}
+    arrays: dict[str, Array] = {}
+    for name, tensor in tensors.items():
+        if not isinstance(name, str):
+            problem = f"tensors: got the name {quote(name)}, expected str"
+            raise ArgTypeError(problem, arg="tensors", value=name, expected="str")
+        if isinstance(tensor, QTensor):
+            entries[name] = Entry.of(tensor)
+            arrays.update((f"{name}.{leaf}", array) for leaf, array in tensor.leaves())
+        elif not isinstance(tensor, np.ndarray) or isinstance(tensor, np.ma.MaskedArray):
+            problem = f"tensors: {quote(name)} is a {type(tensor).__name__}, expected QTensor or"
+            raise ArgTypeError(f"{problem} numpy.ndarray", arg="tensors", value=type(tensor))
+        else:
+            arrays[name] = tensor
+    check_names(tensors, entries)
+    text = dict(metadata or {})
+    if METADATA_KEY in text:
+        problem = f"metadata: the key {METADATA_KEY!r} is written by qrs"
+        raise ArgValueError(problem, arg="metadata", value=text[METADATA_KEY])
+    layout = [(name, _dtype_of(name, array), array.shape) for name, array in arrays.items()]
+    with Writer(path, layout, {**text, **qrs_metadata(entries)}) as writer:
+        for name in writer.tensors:
+            writer.write(name, arrays[name])
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, QTensor | Array]:
+    """Read what `save` or `qrs quantize` wrote, or any safetensors file or checkpoint folder.
+
+    Returns QTensors and numpy arrays (ml_dtypes for bfloat16 and float8; F4 and F6 as bytes) by
+    name, in the order of the file. Raises `FormatError`, `StorageError`, `QrsMemoryError`.
+    """
+    tensors: dict[str, QTensor | Array] = {}
+    for shard in shards(path):
+        with QrsFile(shard) as file:
+            for name in file.names:
+                if name in tensors:
+                    file.fail("name: is in another shard as well", name)
+                tensors[name] = file.load(name)
+    return tensors
+
+
+class QrsFile(SafetensorsFile):
+    """A safetensors file whose leaves are read as QTensors; use it as a context manager.
+
+    Attributes beside those of SafetensorsFile: `quantized` (name -> Entry) and `names`, the names
+    of quantized and plain tensors in the order of their bytes.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(path)
+        try:
+            self.quantized = dict(self._read_entries())
+            self._leaves: dict[str, dict[str, TensorInfo]] = {name: {} for name in self.quantized}
+            self.names = list(dict.fromkeys(self._collect_leaves()))
+            for name in self.quantized:
+                self._check_leaves(name)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> QrsFile:
+        return self
+
+    def leaves(self, name: str) -> dict[str, TensorInfo]:
+        """Where the leaves of a quantized tensor lie: path -> TensorInfo."""
+        return self._leaves[name]
+
+    def load(self, name: str) -> QTensor | Array:
+        """One tensor by its name in `names`."""
+        entry = self.quantized.get(name)
+        if entry is None:
+            return self.read(name)
+        leaves = {path: self.read(info.name) for path, info in self._leaves[name].items()}
+        try:
+            qt = QTensor.from_leaves(entry.scheme, entry.shape, entry.dtype, leaves)
+        except ArgValueError as error:
+            self.fail(str(error), name, error.arg)
+        if entry.source_shape is not None:
+            qt.info["source_shape"] = entry.source_shape
+        return qt
+
+    def fail(self, problem: str, tensor: str | None = None, field: str | None = None) -> NoReturn:
+        """Raise a FormatError that names the file and the tensor."""
+        place = self.path if tensor is None else f"{self.path}: tensor {quote(tensor)}"
+        raise FormatError(f"{place}: {problem}", path=self.path, tensor=tensor, field=field)
+
+    def _read_entries(self) -> Iterator[tuple[str, Entry]]:
+        if METADATA_KEY not in self.metadata:
+            return
+        try:
+            document = strict_json.loads(self.metadata[METADATA_KEY])
+        except ValueError as error:
+            self.fail(f"metadata {METADATA_KEY}: not JSON: {error}", field=METADATA_KEY)
+        if not isinstance(document, dict) or document.keys() != {"version", "tensors"}:
+            self.fail(f"metadata {METADATA_KEY}: expected version and tensors", field=METADATA_KEY)
+        version, tensors = document["version"], document["tensors"]
+        if not is_int(version) or version != VERSION:
+            problem = f"metadata {METADATA_KEY}: version: got {quote(version)}, expected {VERSION}"
+            self.fail(f"{problem}; a newer qrs may read it", field="version")
+        if not isinstance(tensors, dict):
+            self.fail(f"metadata {METADATA_KEY}: tensors: expected an object", field="tensors")
+        for name, fields in tensors.items():
+            yield name, self._entry(name, fields)
+
+    def _entry(self, name: str, fields: Any) -> Entry:
+        required, known = {"scheme", "shape", "dtype"}, {"scheme", "shape", "dtype", "source_shape"}
+        if not isinstance(fields, dict) or not required <= fields.keys() <= known:
+            expected = f"expected {sorted(required)} and perhaps source_shape"
+            self.fail(f"metadata {METADATA_KEY}: got {quote(fields)}, {expected}", name)
+        shapes = {key: fields[key] for key in ("shape", "source_shape") if key in fields}
+        for key, shape in shapes.items():
+            if not isinstance(shape, list) or not all(is_int(n) and n >= 0 for n in shape):
+                self.fail(f"{key}: got {quote(shape)}, expected integers of at least 0", name, key)
+        if not isinstance(fields["dtype"], str):
+            self.fail(f"dtype: got {quote(fields['dtype'])}, expected a name", name, "dtype")
+        try:
+            scheme = from_dict(fields["scheme"])
+        except (TypeError, ValueError) as error:
+            self.fail(f"scheme: {error}", name, "scheme")
+        source = tuple(fields["source_shape"]) if "source_shape" in fields else None
+        return Entry(scheme, tuple(fields["shape"]), fields["dtype"], source)
+
+    def _collect_leaves(self) -> Iterator[str]:
+        """Sort the file's tensors by the QTensor they belong to; the logical names."""
+        owners = frozenset(self.quantized)
+        for name, info in self.tensors.items():
+            owner = _owner(name, owners)
+            if owner is not None:
+                self._leaves[owner][name[len(owner) + 1 :]] = info
+            elif name in owners:
+                self.fail("name: is both quantized and a plain tensor", name, "name")
+            yield name if owner is None else owner
+
+    def _check_leaves(self, name: str) -> None:
+        """The leaves are those that scheme and shape ask for, in number, dtype and shape."""
+        try:
+            expected = self.quantized[name].layout(name)
+        except (ArgValueError, ArgTypeError) as error:
+            self.fail(f"shape: {error}", name, "shape")
+        found = self._leaves[name]
+        specs = {leaf[len(name) + 1 :]: (dtype, shape) for leaf, dtype, shape in expected}
+        for path in sorted(found.keys() ^ specs.keys()):
+            what = (
+                "is missing" if path in specs else f"is not part of {self.quantized[name].scheme}"
+            )
+            self.fail(f"{path}: {what}", name, path)
+        for path, (dtype, shape) in specs.items():
+            got = (found[path].dtype, found[path].shape)
+            if got != (dtype, shape):
+                self.fail(f"{path}: got {got}, expected {(dtype, shape)}", name, path)
+
+
+def _owner(name: str, quantized: frozenset[str]) -> str | None:
+    """The quantized tensor whose name and a dot `name` starts with."""
+    if not quantized:
+        return None
+    position = name.find(".")
+    while position >= 0:
+        if name[:position] in quantized:
+            return name[:position]
+        position = name.find(".", position + 1)
+    return None
+
+
+def _dtype_of(name: str, array: Array) -> str:
+    try:
+        return dtype_name(array.dtype)
+    except ArgTypeError as error:
+        problem = f"tensors: {quote(name)}: {error}"
+        raise ArgTypeError(
+            problem, arg="tensors", value=array.dtype, expected=error.expected
+        ) from None
