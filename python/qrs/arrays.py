@@ -1,14 +1,14 @@
 """What users may pass as an array, and the checks on it.
 
-| input | result |
-|---|---|
-| numpy array of float32, float16, bfloat16 (ml_dtypes), any strides, byte order or alignment | as is, copied only where it is not in C order, aligned and native |
-| float64, lists and tuples of numbers | narrowed to float32; a value that overflows is an error |
-| numpy subclasses (np.matrix, np.memmap), memoryview, objects with `__array__` (a torch CPU tensor) | as the plain array they convert to |
-| masked arrays | error: call `.filled()` |
-| integers, bool, complex, longdouble, float8, strings, objects, datetimes, structured | error: cast to a float dtype |
-| CuPy arrays | error in this version: no CUDA kernels yet |
-| NaN and infinities | error with the first index and the count |
+- numpy arrays of float32, float16 or bfloat16 (ml_dtypes), any strides, byte order or alignment:
+  as they are; copied only where they are not in C order, aligned and native.
+- float64, lists and tuples of numbers: narrowed to float32; a value that overflows is an error.
+- numpy subclasses (np.matrix, np.memmap), memoryviews, objects with `__array__` such as a torch
+  CPU tensor: as the plain array they convert to.
+- masked arrays: an error, call `.filled()`.
+- integers, bool, complex, longdouble, float8, strings, objects, datetimes, structured dtypes: an
+  error, cast to a float dtype first.
+- NaN and infinities: an error with the first index and the count.
 """
 
 from __future__ import annotations

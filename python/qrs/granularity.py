@@ -176,7 +176,8 @@ class PerGroup:
         return rows.reshape(shape)
 
     def select(self, per_group: Array, index: Any, ndim: int) -> Array:
-        return per_group[index]
+        selected: Array = per_group[index]
+        return selected
 
     def suffix(self) -> str:
         return f"-g{self.group_size}"

@@ -183,9 +183,9 @@ class QTensor:
                 value=rows,
                 expected="slice | list | array",
             )
-        index = (
-            rows if isinstance(rows, slice) else np.asarray(rows, dtype=None if len(rows) else int)
-        )
+        index: Any = rows
+        if not isinstance(rows, slice):
+            index = np.asarray(rows, dtype=None if len(rows) else np.intp)
         if not isinstance(index, slice) and (index.ndim != 1 or index.dtype.kind not in "iub"):
             raise ArgTypeError(
                 f"rows: got {rows!r}, expected one dimension of integers or booleans",
@@ -212,12 +212,12 @@ class QTensor:
     def __hash__(self) -> int:
         digest = hashlib.sha256(repr(self._identity()).encode())
         for _, array in self.leaves():
-            digest.update(_bytes_of(array))
+            digest.update(_bytes_of(array).data)
         return int.from_bytes(digest.digest()[:8], "little")
 
     def __repr__(self) -> str:
-        bits = f"{self.bits_per_weight:.4g}"
-        return f"QTensor({self.scheme}, shape={self.shape}, dtype={self.dtype}, {bits} bits per weight)"
+        bits = f"{self.bits_per_weight:.4g} bits per weight"
+        return f"QTensor({self.scheme}, shape={self.shape}, dtype={self.dtype}, {bits})"
 
     def _identity(self) -> tuple[Any, ...]:
         stored = tuple((path, a.dtype.name, a.shape) for path, a in self.leaves())

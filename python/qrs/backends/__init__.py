@@ -139,12 +139,12 @@ def simd_level() -> str:
 
     QRS_SIMD may lower it. Results do not depend on it.
     """
-    return _extension().simd_level()
+    return str(_extension().simd_level())
 
 
 def num_threads() -> int:
     """How many threads the Rust backend uses."""
-    return _extension().num_threads()
+    return int(_extension().num_threads())
 
 
 def set_num_threads(n: int) -> None:

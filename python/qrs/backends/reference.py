@@ -22,7 +22,7 @@ the last one of a row may be shorter, and there are G = ceil(cols / group_size) 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +30,13 @@ from numpy.typing import NDArray
 from ..constants import DTYPES
 from ..errors import KernelFault
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 Float32 = NDArray[np.float32]
-Codes = NDArray[np.int8] | NDArray[np.uint8]
+Codes = NDArray[Any]
+"""int8 or uint8."""
 Bytes = NDArray[np.uint8]
-Integers = NDArray[np.integer]
+Integers = NDArray[Any]
+"""Any integer dtype; kernels return int32."""
 
 
 class Reference:
@@ -102,7 +104,7 @@ class Reference:
         qmax: int,
         out: Codes | None = None,
     ) -> Codes:
-        """Codes (rows, cols) of values with known scales: int8 where qmin < 0, else uint8. Class A."""
+        """Codes (rows, cols) with known scales: int8 where qmin < 0, else uint8. Class A."""
         values = _widened(x)
         if not np.isfinite(values).all():
             raise KernelFault("nonfinite", 0)
@@ -127,9 +129,7 @@ class Reference:
         out: Array | None = None,
     ) -> Array:
         """(q - zero_point) * scale in float32, then rounded to `dtype`. Class A."""
-        q = codes.astype(np.int32)
-        if zero_point is not None:
-            q = q - _spread(zero_point.astype(np.int32), group_size, codes)
+        q = codes.astype(np.int32) - _spread(_zeros_or(zero_point, scale), group_size, codes)
         with np.errstate(over="ignore", under="ignore"):
             x_hat = q.astype(np.float32) * _spread(scale, group_size, codes)
             return _into(out, x_hat.astype(DTYPES[dtype]))
@@ -231,6 +231,10 @@ def _widened(x: Array) -> Float32:
     # Unlike copies of quiet NaNs, conversions of signalling ones raise a flag; both are refused.
     with np.errstate(invalid="ignore"):
         return x.astype(np.float32, copy=False)
+
+
+def _zeros_or(zero_point: Integers | None, scale: Float32) -> NDArray[np.int32]:
+    return np.zeros(scale.shape, np.int32) if zero_point is None else zero_point.astype(np.int32)
 
 
 def _spread(per_group: Array, group_size: int, x: Array) -> Array:

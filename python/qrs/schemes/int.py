@@ -83,7 +83,7 @@ class Int(Scheme, family="int"):
                 raise ArgTypeError(
                     f"{name}: got {value!r}, expected True or False", arg=name, value=value
                 )
-        fields = {name: bool(value) for name, value in flags.items()}
+        fields: dict[str, Any] = {name: bool(value) for name, value in flags.items()}
         fields["bits"] = checked_integer(bits, "bits")
         fields["granularity"] = granularity_of(axis, group_size, granularity, bool(ragged))
         fields["scale_dtype"] = scale_dtype
