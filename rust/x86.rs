@@ -12,7 +12,7 @@
 //!   the first and the last line of an output are plain. [`stream_copy`] is for one block at a time:
 //!   it peels the head and the tail of each block it is given.
 //! * **Only what will not be read soon.** The lines leave the cache: below [`STREAM_MIN_BYTES`] of
-//!   output a kernel uses plain stores.
+//!   output a kernel uses plain stores ([`worth_streaming`]).
 //! * **A fence before another thread reads**: [`stream_fence`], once per task, after its last store.
 //!   [`StreamWriter::finish`] does it.
 //!
@@ -26,11 +26,18 @@ use crate::simd::{level, Level};
 /// caller reads them.
 pub const STREAM_MIN_BYTES: usize = 8 << 20;
 
+/// Whether an output of `bytes` is large enough to be written around the caches.
+#[inline]
+#[must_use]
+pub fn worth_streaming(bytes: usize) -> bool {
+    bytes >= STREAM_MIN_BYTES
+}
+
 /// Bytes of a cache line, the unit of a streaming store.
 const LINE: usize = 64;
 
-/// Elements that [`StreamWriter`] stages (4 KiB of float32, small beside any L1) and what it carries over.
-const STAGE: usize = 1024 + LINE;
+/// Elements that [`StreamWriter`] stages (8 KiB of float32, small beside any L1) and what it carries over.
+const STAGE: usize = 2048 + LINE;
 
 /// What may be streamed: plain numbers whose bytes are all initialized and whose size divides a line.
 pub trait Streamable: Copy + Default + sealed::Sealed {}
