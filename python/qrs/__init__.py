@@ -26,6 +26,7 @@ from .errors import (
     ResumeError,
     StorageError,
 )
+from .formats.qrs_file import load, save
 from .granularity import PerAxis, PerGroup, PerTensor
 from .qtensor import QTensor
 from .schemes import Int, parse
@@ -51,10 +52,12 @@ __all__ = [
     "dequantize",
     "errors",
     "fake_quantize",
+    "load",
     "metrics",
     "num_threads",
     "parse",
     "quantize",
+    "save",
     "schemes",
     "set_num_threads",
     "simd_level",

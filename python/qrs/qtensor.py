@@ -100,9 +100,8 @@ class QTensor:
         for path in leaves.keys() ^ specs.keys():
             what = "missing" if path in specs else "not part of it"
             raise ArgValueError(f"{path}: {what} for {scheme}", arg=path, expected=list(specs))
-        for path, (dtype_name, part_shape) in specs.items():
-            _check_leaf(path, leaves[path], dtype_name, part_shape)
-        qt = cls(scheme, shape, dtype, {path: leaves[path] for path in specs})
+        parts = {path: _checked_leaf(path, leaves[path], *spec) for path, spec in specs.items()}
+        qt = cls(scheme, shape, dtype, parts)
         scheme.check_parts(qt)
         return qt
 
@@ -233,9 +232,7 @@ class QTensor:
                 expected=f"{scheme}, shape {x.shape}",
             )
         for path, (dtype, shape) in scheme.part_specs(x.shape).items():
-            if dtype == "uint8":
-                _check_leaf(path, self.parts.get(path), dtype, shape)
-            array = self.parts[path]
+            array = _checked_leaf(path, self.parts.get(path), dtype, shape)
             if not (array.flags.c_contiguous and array.flags.writeable):
                 raise ArgValueError(f"out: {path} is not writable in C order", arg="out")
             if np.may_share_memory(array, x):
@@ -250,7 +247,7 @@ class QTensor:
         return self
 
 
-def _check_leaf(path: str, array: Any, dtype: str, shape: tuple[int, ...]) -> None:
+def _checked_leaf(path: str, array: Any, dtype: str, shape: tuple[int, ...]) -> Array:
     if not isinstance(array, np.ndarray) or array.dtype.name != dtype or array.shape != shape:
         found = type(array).__name__
         if isinstance(array, np.ndarray):
@@ -261,6 +258,7 @@ def _check_leaf(path: str, array: Any, dtype: str, shape: tuple[int, ...]) -> No
             value=found,
             expected=f"{dtype} {shape}",
         )
+    return array
 
 
 def _checked_shape(shape: Any) -> tuple[int, ...]:

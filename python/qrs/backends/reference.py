@@ -108,11 +108,7 @@ class Reference:
         values = _widened(x)
         if not np.isfinite(values).all():
             raise KernelFault("nonfinite", 0)
-        z = (
-            np.int32(0)
-            if zero_point is None
-            else _spread(zero_point.astype(np.int32), group_size, x)
-        )
+        z = _spread(_zeros_or(zero_point, scale), group_size, x)
         with np.errstate(over="ignore", under="ignore"):
             v = values / _spread(scale, group_size, x)
         v = np.clip(v, (qmin - z).astype(np.float32), (qmax - z).astype(np.float32))

@@ -19,7 +19,7 @@ from ..errors import ArgTypeError, ArgValueError
 from ..granularity import Granularity, PerAxis, PerGroup, granularity_of
 from ..integers import checked_integer
 from ..qtensor import QTensor
-from . import affine_parts
+from . import affine_checks, affine_parts
 from .base import Array, PartSpecs, Scheme, Shape
 
 if TYPE_CHECKING:
@@ -192,14 +192,14 @@ class Int(Scheme, family="int"):
             raise ArgValueError(f"scheme: {error}", arg="scheme", value=dict(fields)) from None
 
     def part_specs(self, shape: Shape) -> PartSpecs:
-        self.granularity.check(shape)
-        scale_shape = self.granularity.scale_shape(shape)
+        layout = affine_parts.layout_of(self, shape)
         specs = {
-            "packed": ("uint8", affine_parts.packed_shape(shape, self.bits)),
-            "scale": (self.scale_dtype, scale_shape),
+            "packed": ("uint8", layout.packed_shape),
+            "scale": (self.scale_dtype, layout.scale_shape),
         }
         if not self.symmetric:
-            specs["zero_point"] = ("uint8", affine_parts.packed_shape(scale_shape, self.bits))
+            z_shape = affine_parts.packed_shape(layout.scale_shape, self.bits)
+            specs["zero_point"] = ("uint8", z_shape)
         return specs
 
     def quantize(
@@ -210,6 +210,12 @@ class Int(Scheme, family="int"):
         zero_point: Any = None,
         out: QTensor | None = None,
     ) -> QTensor:
+        if out is not None:
+            out.check_as_out(self, x)
+        if scale is not None or zero_point is not None:
+            expected = affine_parts.layout_of(self, x.shape).scale_shape
+            scale, zero_point = affine_checks.given_qparams(self, expected, scale, zero_point)
+            affine_checks.check_nonzero(scale)
         return affine_parts.quantize(self, x, backend, scale, zero_point, out)
 
     def dequantize(
@@ -218,45 +224,38 @@ class Int(Scheme, family="int"):
         return affine_parts.dequantize(self, qt, dtype, backend, out)
 
     def fake_quantize(self, x: Array, backend: Reference, out: Array | None = None) -> Array:
-        self.granularity.check(x.shape)
-        if x.size == 0:
-            return x.copy() if out is None else out
-        layout = self.granularity.rows(x.shape)
-        rows = self.granularity.to_rows(x)
-        x_hat = backend.fake_quantize_affine(
-            rows, layout.group_size, self.qmin, self.qmax, self.symmetric, self.scale_dtype
-        )
-        x_hat = self.granularity.from_rows(x_hat, x.shape)
-        if out is None:
-            return x_hat
-        out[...] = x_hat
-        return out
+        return affine_parts.fake_quantize(self, x, backend, out)
 
     def from_codes(self, shape: Shape, codes: Any, scale: Any, zero_point: Any) -> QTensor:
-        return affine_parts.from_codes(self, shape, codes, scale, zero_point)
+        expected = affine_parts.layout_of(self, shape).scale_shape
+        codes = affine_checks.given_integers(self, "codes", shape, codes)
+        scale, zero_point = affine_checks.given_qparams(self, expected, scale, zero_point)
+        packed = affine_parts.packed_bits(codes, self.bits)
+        parts = affine_parts.parts_of(self, shape, packed, scale, zero_point)
+        qt = QTensor(self, shape, "float32", parts)
+        affine_checks.check_zero_scales(self, qt)
+        return qt
 
     def check_parts(self, qt: QTensor) -> None:
-        affine_parts.check_parts(self, qt)
+        affine_checks.check_scale(self, qt.scale, qt.zero_point)
+        affine_checks.check_zero_scales(self, qt)
 
     def codes(self, qt: QTensor) -> Array:
-        return affine_parts.unpacked(qt.packed, self.bits, qt.shape[-1], self.signed, qt.shape)
+        return affine_parts.unpacked_bits(qt.packed, self.bits, self.signed, qt.shape)
 
     def zero_point(self, qt: QTensor) -> Array | None:
         if self.symmetric:
             return None
-        shape = self.granularity.scale_shape(qt.shape)
-        packed = qt.parts["zero_point"]
-        assert isinstance(packed, np.ndarray)
-        return affine_parts.unpacked(packed, self.bits, (shape or (1,))[-1], self.signed, shape)
+        shape = affine_parts.layout_of(self, qt.shape).scale_shape
+        packed: Array = qt.parts["zero_point"]
+        return affine_parts.unpacked_bits(packed, self.bits, self.signed, shape)
 
     def select(self, qt: QTensor, index: Any) -> QTensor:
         ndim = len(qt.shape)
         packed = qt.packed[index]
-        scale = self.granularity.select(np.asarray(qt.parts["scale"]), index, ndim)
-        parts: dict[str, Any] = {"packed": packed, "scale": scale}
-        if not self.symmetric:
-            z = self.zero_point(qt)
-            assert z is not None
+        parts = {"packed": packed, "scale": self.granularity.select(qt.parts["scale"], index, ndim)}
+        z = self.zero_point(qt)
+        if z is not None:
             chosen = self.granularity.select(z, index, ndim)
             parts["zero_point"] = affine_parts.packed_bits(chosen, self.bits)
         return QTensor(self, (packed.shape[0], *qt.shape[1:]), qt.dtype, parts)

@@ -1,0 +1,108 @@
+"""Checks of what comes from outside: calibrated or foreign scales, zero points and codes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..arrays import index_text
+from ..constants import DTYPES
+from ..errors import ArgTypeError, ArgValueError
+from ..qtensor import QTensor
+from .base import Array, Shape
+
+if TYPE_CHECKING:
+    from .int import Int
+
+Float32 = NDArray[np.float32]
+Integers = NDArray[Any]
+
+
+def given_qparams(
+    scheme: Int, expected: Shape, scale: Any, zero_point: Any
+) -> tuple[Float32, Integers | None]:
+    """`scale=` and `zero_point=` of the shape `expected`, checked.
+
+    The scale comes back rounded to its stored dtype, as float32. Zeros pass: see
+    `check_nonzero` and `check_zero_scales`.
+    """
+    if scale is None:
+        raise _error("zero_point", "given without scale", zero_point, "both")
+    if scheme.symmetric and zero_point is not None:
+        raise _error("zero_point", f"given for the symmetric {scheme}", zero_point, "None")
+    if not scheme.symmetric and zero_point is None:
+        raise _error("zero_point", f"missing beside scale for {scheme}", None, f"shape {expected}")
+    given = np.asarray(scale)
+    if given.dtype not in DTYPES.values():
+        raise _error("scale", f"got dtype {given.dtype}", given.dtype, ", ".join(DTYPES), True)
+    _check_shape("scale", given, expected)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        stored = given.astype(DTYPES[scheme.scale_dtype]).astype(np.float32)
+    _refuse_first(
+        np.isinf(stored) & np.isfinite(given), given, "scale", f"within {scheme.scale_dtype}"
+    )
+    z = None if zero_point is None else given_integers(scheme, "zero_point", expected, zero_point)
+    check_scale(scheme, stored, z)
+    return stored, z
+
+
+def given_integers(scheme: Int, arg: str, expected: Shape, values: Any) -> Integers:
+    """Codes or zero points of the shape `expected`: integers in [qmin, qmax]."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "iu":
+        raise _error(arg, f"got dtype {array.dtype}", array.dtype, "integers", True)
+    _check_shape(arg, array, expected)
+    bad = (array < scheme.qmin) | (array > scheme.qmax)
+    _refuse_first(bad, array, arg, f"[{scheme.qmin}, {scheme.qmax}] for {scheme}")
+    return array.astype(scheme.code_dtype)
+
+
+def check_scale(scheme: Int, scale: Float32, zero_point: Integers | None) -> None:
+    """Scales are finite, positive beside a zero point, and decode no code to infinity."""
+    _refuse_first(~np.isfinite(scale), scale, "scale", "finite values")
+    if zero_point is not None:
+        _refuse_first(scale < 0, scale, "scale", "no negative value beside a zero point")
+    z = np.int32(0) if zero_point is None else zero_point.astype(np.int32)
+    reach = np.maximum(np.abs(scheme.qmin - z), np.abs(scheme.qmax - z)).astype(np.float32)
+    with np.errstate(over="ignore"):
+        overflow = np.isinf(reach * scale)
+    _refuse_first(overflow, scale, "scale", "values that decode every code to a finite number")
+
+
+def check_nonzero(scale: Float32) -> None:
+    """Nothing can be divided by a scale of 0."""
+    _refuse_first(scale == 0, scale, "scale", "values other than 0")
+
+
+def check_zero_scales(scheme: Int, qt: QTensor) -> None:
+    """A scale of 0 is legal where every code says 0 anyway: q = zero_point."""
+    zero = qt.scale == 0
+    if not zero.any():
+        return
+    # With the scale 1 where it was 0, and 0 elsewhere, exactly the codes in question decode.
+    ones = QTensor(scheme, qt.shape, qt.dtype, {**qt.parts, "scale": zero.astype(np.float32)})
+    if ones.dequantize().any():
+        _refuse_first(zero, qt.scale, "scale", "other than 0 where codes differ from zero_point")
+
+
+def _check_shape(arg: str, array: Array, expected: Shape) -> None:
+    if array.shape != expected:
+        raise _error(arg, f"got shape {array.shape}", array.shape, str(expected))
+
+
+def _refuse_first(bad: Any, values: Array, arg: str, expected: str) -> None:
+    """Raise for the first index where `bad` is true."""
+    if not np.any(bad):
+        return
+    at = np.unravel_index(int(np.argmax(bad)), values.shape)
+    found = values[at].item() if values.dtype.kind in "iu" else float(values[at])
+    raise _error(arg, f"{found} at {index_text(at)}", found, expected)
+
+
+def _error(
+    arg: str, found: str, value: Any, expected: str, of_type: bool = False
+) -> ArgTypeError | ArgValueError:
+    kind = ArgTypeError if of_type else ArgValueError
+    return kind(f"{arg}: {found}, expected {expected}", arg=arg, value=value, expected=expected)
