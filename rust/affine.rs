@@ -1,0 +1,389 @@
+//! Linear quantization: `q = clip(rne(x / scale) + zero_point)`, `x_hat = (q - zero_point) * scale`.
+//!
+//! Codes are bytes here; a signed code is the byte of its two's complement. Unpacked codes are
+//! packed codes of eight bits, so one kernel encodes and one decodes, and both go through a tile of
+//! codes that stays in the first-level cache.
+
+use crate::error::Fault;
+use crate::numeric::{
+    self, BFloat16, Codes, Element, Float16, Float32, choose_params, code_offsets,
+};
+use crate::pack::{pack_row, packed_len, sign_bit, unpack_row};
+use crate::range::{all_finite, group_range, range_groups};
+use crate::rows::{Block, Grid, Output, TILE, for_each_block, take, take_mut};
+use crate::simd::multiversion;
+use crate::x86::STREAM_MIN_BYTES;
+
+/// Groups whose ranges are found before their parameters are chosen, all at once.
+const BATCH: usize = 128;
+
+/// The dtype that scales are stored in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScaleDtype {
+    /// IEEE binary32.
+    Float32,
+    /// IEEE binary16.
+    Float16,
+    /// The upper half of a binary32.
+    BFloat16,
+}
+
+/// Where the scale and zero point of each group come from, or go to. Without zero points they are
+/// all 0.
+#[derive(Debug)]
+pub enum Params<'a> {
+    /// Known beforehand.
+    Given(Given<'a>),
+    /// To be chosen from the range of each group, and written here.
+    Choose {
+        /// The dtype that the scale is rounded to.
+        scale_dtype: ScaleDtype,
+        /// One scale for each group.
+        scale: &'a mut [f32],
+        /// One zero point for each group.
+        zero_point: Option<&'a mut [i32]>,
+    },
+}
+
+/// The scale and zero point of each group.
+#[derive(Clone, Copy, Debug)]
+pub struct Given<'a> {
+    /// One scale for each group.
+    pub scale: &'a [f32],
+    /// One zero point for each group.
+    pub zero_point: Option<&'a [i32]>,
+}
+
+impl Given<'_> {
+    /// Those of the groups of a block.
+    fn of(self, block: &Block) -> Self {
+        Self {
+            scale: &self.scale[block.groups.clone()],
+            zero_point: self.zero_point.map(|zero_point| &zero_point[block.groups.clone()]),
+        }
+    }
+
+    /// Those of one group.
+    #[inline(always)]
+    fn group(self, group: usize) -> (f32, i32) {
+        (self.scale[group], self.zero_point.map_or(0, |zero_point| zero_point[group]))
+    }
+}
+
+/// The scale and zero point of groups with the ranges `lo`, `hi`; zero points are all 0, and need
+/// no place, where the codes are symmetric.
+///
+/// # Errors
+/// The first group whose scale overflows its dtype, or whose extreme codes decode to an infinity.
+pub fn choose_qparams_affine(
+    lo: &[f32],
+    hi: &[f32],
+    codes: Codes,
+    scale_dtype: ScaleDtype,
+    scale: &mut [f32],
+    mut zero_point: Option<&mut [i32]>,
+) -> Result<(), Fault> {
+    assert_eq!((lo.len(), hi.len()), (scale.len(), scale.len()));
+    assert!(zero_point.as_ref().is_none_or(|zero_point| zero_point.len() == scale.len()));
+    let choose = match scale_dtype {
+        ScaleDtype::Float32 => choose_groups::<Float32>,
+        ScaleDtype::Float16 => choose_groups::<Float16>,
+        ScaleDtype::BFloat16 => choose_groups::<BFloat16>,
+    };
+    let mut unused = [0; BATCH];
+    for start in (0..scale.len()).step_by(BATCH) {
+        let batch = start..scale.len().min(start + BATCH);
+        let zero_point = match zero_point.as_deref_mut() {
+            Some(zero_point) => &mut zero_point[batch.clone()],
+            None => &mut unused[..batch.len()],
+        };
+        let scale = &mut scale[batch.clone()];
+        choose(&lo[batch.clone()], &hi[batch], codes, scale, zero_point)
+            .map_err(|fault| fault.after(start))?;
+    }
+    Ok(())
+}
+
+multiversion! {
+    fn choose_groups<S: Element>(
+        lo: &[f32], hi: &[f32], codes: Codes, scale: &mut [f32], zero_point: &mut [i32],
+    ) -> Result<(), Fault> {
+        let mut faulty = false;
+        for (((&lo, &hi), scale), zero_point) in lo.iter().zip(hi).zip(&mut *scale).zip(zero_point) {
+            let params = choose_params::<S>(lo, hi, codes);
+            (*scale, *zero_point) = (params.scale, params.zero_point);
+            faulty |= params.scale_overflow | params.decode_overflow;
+        }
+        if !faulty {
+            return Ok(());
+        }
+        for (group, (&lo, &hi)) in lo.iter().zip(hi).enumerate() {
+            let params = choose_params::<S>(lo, hi, codes);
+            if params.scale_overflow {
+                return Err(Fault::ScaleOverflow { group });
+            }
+            if params.decode_overflow {
+                return Err(Fault::DecodeOverflow { group });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Quantizes `x` to codes of one byte each, with given parameters.
+///
+/// # Errors
+/// `NonFinite` if `x` holds NaN or an infinity.
+pub fn quantize_affine<E: Element>(
+    x: &[E::Repr],
+    grid: Grid,
+    codes: Codes,
+    given: Given,
+    q: &mut [u8],
+) -> Result<(), Fault> {
+    quantize_affine_packed::<E>(x, grid, 8, codes, Params::Given(given), q)
+}
+
+/// The values of codes of one byte each.
+pub fn dequantize_affine<E: Element>(
+    q: &[u8],
+    grid: Grid,
+    signed: bool,
+    given: Given,
+    x_hat: &mut [E::Repr],
+) {
+    dequantize_affine_packed::<E>(q, grid, 8, signed, given, x_hat);
+}
+
+/// Quantizes `x` to packed codes; with `bits` = 8, to one byte for each code.
+///
+/// # Errors
+/// `NonFinite` if `x` holds NaN or an infinity; where parameters are chosen, the faults of
+/// [`choose_qparams_affine`].
+pub fn quantize_affine_packed<E: Element>(
+    x: &[E::Repr],
+    grid: Grid,
+    bits: u32,
+    codes: Codes,
+    params: Params,
+    packed: &mut [u8],
+) -> Result<(), Fault> {
+    assert_eq!(packed.len(), grid.rows * packed_len(grid.cols, bits));
+    let stream = size_of_val(packed) >= STREAM_MIN_BYTES;
+    let mut packed = packed;
+    for_each_block_with_params::<E, _>(
+        x,
+        grid,
+        codes,
+        params,
+        |block| take_mut(&mut packed, block.packed_len(bits)),
+        |block, x, given, packed| {
+            encode_block::<E>(x, grid, block, given, codes, bits, Output::new(packed, stream));
+        },
+    )
+}
+
+/// The values of the codes of `x`: what dequantizing the quantized array gives.
+///
+/// # Errors
+/// As [`quantize_affine_packed`].
+pub fn fake_quantize_affine<E: Element>(
+    x: &[E::Repr],
+    grid: Grid,
+    codes: Codes,
+    params: Params,
+    x_hat: &mut [E::Repr],
+) -> Result<(), Fault> {
+    assert_eq!(x_hat.len(), grid.len());
+    let stream = size_of_val(x_hat) >= STREAM_MIN_BYTES;
+    let mut x_hat = x_hat;
+    for_each_block_with_params::<E, _>(
+        x,
+        grid,
+        codes,
+        params,
+        |block| take_mut(&mut x_hat, block.len()),
+        |block, x, given, x_hat| {
+            encode_decode_block::<E>(x, grid, block, given, codes, Output::new(x_hat, stream));
+        },
+    )
+}
+
+/// The values of packed codes; with `bits` = 8, of codes of one byte.
+pub fn dequantize_affine_packed<E: Element>(
+    packed: &[u8],
+    grid: Grid,
+    bits: u32,
+    signed: bool,
+    given: Given,
+    x_hat: &mut [E::Repr],
+) {
+    assert_eq!(packed.len(), grid.rows * packed_len(grid.cols, bits));
+    assert_eq!(x_hat.len(), grid.len());
+    let stream = size_of_val(x_hat) >= STREAM_MIN_BYTES;
+    let flip = sign_bit(bits, signed);
+    let (mut packed, mut x_hat) = (packed, x_hat);
+    let result = for_each_block(
+        grid,
+        |block| (take(&mut packed, block.packed_len(bits)), take_mut(&mut x_hat, block.len())),
+        |block, (packed, x_hat)| {
+            let (given, out) = (given.of(&block), Output::new(x_hat, stream));
+            decode_block::<E>(packed, grid, &block, given, bits, flip, out);
+            Ok(())
+        },
+    );
+    debug_assert!(result.is_ok());
+}
+
+/// Runs `work` on each block of `x` with the parameters of its groups, which are chosen just before
+/// while the block is in the cache. Everything is found finite, or `work` is of no use.
+fn for_each_block_with_params<E: Element, J>(
+    x: &[E::Repr],
+    grid: Grid,
+    codes: Codes,
+    params: Params,
+    mut cut: impl FnMut(&Block) -> J + Send,
+    work: impl Fn(&Block, &[E::Repr], Given, J) + Sync,
+) -> Result<(), Fault> {
+    assert_eq!(x.len(), grid.len());
+    let mut rest = x;
+    match params {
+        Params::Given(given) => for_each_block(
+            grid,
+            |block| (take(&mut rest, block.len()), cut(block)),
+            |block, (x, job)| {
+                work(&block, x, given.of(&block), job);
+                all_finite::<E>(x)
+            },
+        ),
+        Params::Choose { scale_dtype, scale, zero_point } if grid.keeps_groups_whole() => {
+            let (mut scale, mut zero_point) = (scale, zero_point);
+            let cut = |block: &Block| {
+                let groups = block.groups.len();
+                let zero_point = zero_point.as_mut().map(|rest| take_mut(rest, groups));
+                (take(&mut rest, block.len()), take_mut(&mut scale, groups), zero_point, cut(block))
+            };
+            for_each_block(grid, cut, |block, (x, scale, mut zero_point, job)| {
+                let within = block.grid(grid);
+                choose_block::<E>(x, within, codes, scale_dtype, scale, zero_point.as_deref_mut())
+                    .map_err(|fault| fault.after(block.groups.start))?;
+                work(&block, x, Given { scale, zero_point: zero_point.as_deref() }, job);
+                Ok(())
+            })
+        }
+        Params::Choose { scale_dtype, scale, mut zero_point } => {
+            let (mut lo, mut hi) = (vec![0.0; scale.len()], vec![0.0; scale.len()]);
+            group_range::<E>(x, grid, &mut lo, &mut hi)?;
+            let chosen = zero_point.as_deref_mut();
+            choose_qparams_affine(&lo, &hi, codes, scale_dtype, scale, chosen)?;
+            let given = Given { scale, zero_point: zero_point.as_deref() };
+            for_each_block(
+                grid,
+                |block| (take(&mut rest, block.len()), cut(block)),
+                |block, (x, job)| {
+                    work(&block, x, given.of(&block), job);
+                    Ok(())
+                },
+            )
+        }
+    }
+}
+
+/// Chooses the parameters of all groups of `x`, a batch at a time.
+fn choose_block<E: Element>(
+    x: &[E::Repr],
+    grid: Grid,
+    codes: Codes,
+    scale_dtype: ScaleDtype,
+    scale: &mut [f32],
+    mut zero_point: Option<&mut [i32]>,
+) -> Result<(), Fault> {
+    let (mut lo, mut hi) = ([0.0; BATCH], [0.0; BATCH]);
+    let mut result = Ok(());
+    for (batch, scale) in scale.chunks_mut(BATCH).enumerate() {
+        let (first, n) = (batch * BATCH, scale.len());
+        let (lo, hi) = (&mut lo[..n], &mut hi[..n]);
+        range_groups::<E>(x, grid, first, lo, hi)?;
+        let zero_point = zero_point.as_deref_mut().map(|all| &mut all[first..first + n]);
+        let chosen = choose_qparams_affine(lo, hi, codes, scale_dtype, scale, zero_point);
+        // Values that are not finite may come yet, and are the graver fault.
+        result = result.and(chosen.map_err(|fault| fault.after(first)));
+    }
+    result
+}
+
+multiversion! {
+    fn encode_block<E: Element>(
+        x: &[E::Repr], grid: Grid, block: &Block, given: Given, codes: Codes, bits: u32,
+        out: Output<u8>,
+    ) {
+        let mut out = out;
+        let mut tile = [0; TILE];
+        for (row, x) in x.chunks_exact(block.cols.len()).enumerate() {
+            for (part, x) in block.tiles().zip(x.chunks(TILE)) {
+                let tile = &mut tile[..x.len()];
+                for segment in grid.segments(part) {
+                    let (scale, zero_point) = given.group(block.index_of(row, segment.group));
+                    let (low, high) = code_offsets(zero_point, codes);
+                    let q = &mut tile[segment.elements.clone()];
+                    for (q, &x) in q.iter_mut().zip(&x[segment.elements]) {
+                        *q = numeric::encode(E::widen(x), scale, zero_point, low, high);
+                    }
+                }
+                pack_row(tile, bits, out.next(packed_len(tile.len(), bits)));
+            }
+        }
+        out.finish();
+    }
+}
+
+multiversion! {
+    fn encode_decode_block<E: Element>(
+        x: &[E::Repr], grid: Grid, block: &Block, given: Given, codes: Codes,
+        out: Output<E::Repr>,
+    ) {
+        let mut out = out;
+        for (row, x) in x.chunks_exact(block.cols.len()).enumerate() {
+            for (part, x) in block.tiles().zip(x.chunks(TILE)) {
+                let x_hat = out.next(x.len());
+                for segment in grid.segments(part) {
+                    let (scale, zero_point) = given.group(block.index_of(row, segment.group));
+                    let (low, high) = code_offsets(zero_point, codes);
+                    let x_hat = &mut x_hat[segment.elements.clone()];
+                    for (x_hat, &x) in x_hat.iter_mut().zip(&x[segment.elements]) {
+                        *x_hat = E::narrow(numeric::encode_decode(E::widen(x), scale, low, high));
+                    }
+                }
+            }
+        }
+        out.finish();
+    }
+}
+
+multiversion! {
+    fn decode_block<E: Element>(
+        packed: &[u8], grid: Grid, block: &Block, given: Given, bits: u32, flip: u8,
+        out: Output<E::Repr>,
+    ) {
+        let mut out = out;
+        let mut tile = [0; TILE];
+        let packed_tile = packed_len(TILE, bits);
+        for (row, packed) in packed.chunks_exact(packed_len(block.cols.len(), bits)).enumerate() {
+            for (part, packed) in block.tiles().zip(packed.chunks(packed_tile)) {
+                let tile = &mut tile[..part.len()];
+                unpack_row(packed, bits, tile);
+                let x_hat = out.next(tile.len());
+                for segment in grid.segments(part) {
+                    let (scale, zero_point) = given.group(block.index_of(row, segment.group));
+                    // A signed code is its bits with the sign flipped, minus that bit.
+                    let zero_point = zero_point + i32::from(flip);
+                    let x_hat = &mut x_hat[segment.elements.clone()];
+                    for (x_hat, &q) in x_hat.iter_mut().zip(&tile[segment.elements]) {
+                        *x_hat = E::narrow(numeric::decode(i32::from(q ^ flip) - zero_point, scale));
+                    }
+                }
+            }
+        }
+        out.finish();
+    }
+}

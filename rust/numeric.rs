@@ -1,0 +1,261 @@
+//! The numeric contract, as far as Rust needs it:
+//!
+//! 1. Arithmetic is float32. float16 and bfloat16 inputs widen exactly.
+//! 2. Rounding is to nearest, ties to even. Encode is `q = clip(rne(x / scale) + zero_point, qmin,
+//!    qmax)`: a true division, not a multiplication by the reciprocal; the clamp is done in float,
+//!    to `[qmin - zero_point, qmax - zero_point]`, before rounding and before the conversion to
+//!    integer. Decode is `x_hat = (q - zero_point) * scale`.
+//! 3. Symmetric: `scale = max(hi / qmax, lo / qmin)`, `zero_point = 0`. Asymmetric: the range is
+//!    widened to hold 0, `scale = (hi - lo) / (qmax - qmin)`, `zero_point = clip(rne(qmin - lo /
+//!    scale), qmin, qmax)`; where `hi - lo` overflows, `hi / n - lo / n`. In every mode, a range
+//!    whose extreme codes would decode to infinity is an error that names the group.
+//! 4. A group whose scale comes out as zero gets scale 1 and decodes to exact zeros. Subnormals are
+//!    kept.
+//! 5. NaN and infinities are an error, found in the pass that reads everything anyway.
+//! 6. Scales are rounded to their stored dtype first; zero points and codes are computed with the
+//!    rounded ones. A scale that overflows its dtype is an error.
+//!
+//! This file is the one copy of each of these formulas. It knows nothing of arrays.
+
+use std::ops::BitXor;
+
+use crate::x86::Streamable;
+
+/// A floating-point format that arrays come in.
+pub trait Element: Copy + Send + Sync + 'static {
+    /// How a number of this format lies in memory.
+    type Repr: Streamable + Send + Sync;
+    /// Its bits, as an integer.
+    type Bits: Copy + Ord + BitXor<Output = Self::Bits>;
+    /// The sign bit: the pattern of -0.0.
+    const SIGN: Self::Bits;
+
+    /// The bits of `x`.
+    fn to_bits(x: Self::Repr) -> Self::Bits;
+    /// The number with these bits.
+    fn from_bits(bits: Self::Bits) -> Self::Repr;
+    /// `x` as a float32; exact.
+    fn widen(x: Self::Repr) -> f32;
+    /// The nearest number of this format, ties to even; NaN becomes the canonical quiet NaN.
+    fn narrow(x: f32) -> Self::Repr;
+}
+
+/// IEEE binary32.
+#[derive(Clone, Copy, Debug)]
+pub struct Float32;
+/// IEEE binary16, as its bits.
+#[derive(Clone, Copy, Debug)]
+pub struct Float16;
+/// The upper half of a binary32, as its bits.
+#[derive(Clone, Copy, Debug)]
+pub struct BFloat16;
+
+impl Element for Float32 {
+    type Repr = f32;
+    type Bits = u32;
+    const SIGN: u32 = 0x8000_0000;
+
+    #[inline(always)]
+    fn to_bits(x: f32) -> u32 {
+        x.to_bits()
+    }
+
+    #[inline(always)]
+    fn from_bits(bits: u32) -> f32 {
+        f32::from_bits(bits)
+    }
+
+    #[inline(always)]
+    fn widen(x: f32) -> f32 {
+        x
+    }
+
+    #[inline(always)]
+    fn narrow(x: f32) -> f32 {
+        x
+    }
+}
+
+impl Element for Float16 {
+    type Repr = u16;
+    type Bits = u16;
+    const SIGN: u16 = 0x8000;
+
+    #[inline(always)]
+    fn to_bits(x: u16) -> u16 {
+        x
+    }
+
+    #[inline(always)]
+    fn from_bits(bits: u16) -> u16 {
+        bits
+    }
+
+    #[inline(always)]
+    fn widen(x: u16) -> f32 {
+        // The exponent is rebiased by 127 - 15; infinities and NaN need as much again.
+        const REBIAS: u32 = 112 << 23;
+        // 2^-14: as an exponent it makes a subnormal significand the fraction of a normal number.
+        const MIN_NORMAL: u32 = 113 << 23;
+        let magnitude = u32::from(x & 0x7fff) << 13;
+        let normal = magnitude + REBIAS;
+        let special = normal + REBIAS;
+        let subnormal = f32::from_bits(magnitude + MIN_NORMAL) - f32::from_bits(MIN_NORMAL);
+        let finite = if magnitude < 1 << 23 { subnormal.to_bits() } else { normal };
+        let bits = if magnitude < 31 << 23 { finite } else { special };
+        f32::from_bits(bits | u32::from(x & 0x8000) << 16)
+    }
+
+    #[inline(always)]
+    fn narrow(x: f32) -> u16 {
+        let bits = x.to_bits();
+        let magnitude = bits & 0x7fff_ffff;
+        let odd = (magnitude >> 13) & 1;
+        let normal = magnitude.wrapping_sub(112 << 23).wrapping_add(0x0fff + odd) >> 13;
+        // One unit in the last place of 0.5 is the smallest float16, so the addition rounds.
+        let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
+        let special = if magnitude > 0x7f80_0000 { 0x7e00 } else { 0x7c00 };
+        let finite = if magnitude < 113 << 23 { subnormal } else { normal };
+        let rounded = if magnitude < (127 + 16) << 23 { finite } else { special };
+        ((bits >> 16) & 0x8000 | rounded) as u16
+    }
+}
+
+impl Element for BFloat16 {
+    type Repr = u16;
+    type Bits = u16;
+    const SIGN: u16 = 0x8000;
+
+    #[inline(always)]
+    fn to_bits(x: u16) -> u16 {
+        x
+    }
+
+    #[inline(always)]
+    fn from_bits(bits: u16) -> u16 {
+        bits
+    }
+
+    #[inline(always)]
+    fn widen(x: u16) -> f32 {
+        f32::from_bits(u32::from(x) << 16)
+    }
+
+    #[inline(always)]
+    fn narrow(x: f32) -> u16 {
+        let bits = x.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+        let nan = (bits >> 16) & 0x8000 | 0x7fc0;
+        (if bits & 0x7fff_ffff > 0x7f80_0000 { nan } else { rounded }) as u16
+    }
+}
+
+/// 1.5 * 2^23. A float of this size has no fraction bits left, so adding it rounds to the nearest
+/// integer, ties to even, and leaves that integer in the low bits. No instruction set lacks an
+/// addition, whereas a rounding instruction is missing from SSE2.
+const ROUNDER: f32 = 12_582_912.0;
+
+/// `v` rounded to the nearest integer, ties to even; for `|v| < 2^22`. Never -0.0.
+#[inline(always)]
+#[must_use]
+pub fn round(v: f32) -> f32 {
+    (v + ROUNDER) - ROUNDER
+}
+
+/// As [`round`], but an integer.
+#[inline(always)]
+#[must_use]
+pub fn round_to_int(v: f32) -> i32 {
+    (v + ROUNDER).to_bits().wrapping_sub(ROUNDER.to_bits()) as i32
+}
+
+/// `v` within `[low, high]`. Comparisons and not `f32::clamp`: one instruction each.
+#[inline(always)]
+#[must_use]
+pub fn clamp(v: f32, low: f32, high: f32) -> f32 {
+    let v = if v < low { low } else { v };
+    if v > high { high } else { v }
+}
+
+/// The larger of two numbers, neither of them NaN.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+/// Which integers a value may become, and by which rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Codes {
+    /// The smallest code, from -128 to 0.
+    pub qmin: i32,
+    /// The largest code, from 1 to 255.
+    pub qmax: i32,
+    /// Whether the zero point is 0 and the scale covers the larger side.
+    pub symmetric: bool,
+}
+
+/// One group's scale and zero point, and what is wrong with them.
+#[derive(Clone, Copy, Debug)]
+pub struct Chosen {
+    /// The step between two codes; already rounded to its stored dtype.
+    pub scale: f32,
+    /// The code of 0.0.
+    pub zero_point: i32,
+    /// The scale does not fit its dtype.
+    pub scale_overflow: bool,
+    /// An extreme code decodes to an infinity.
+    pub decode_overflow: bool,
+}
+
+/// The scale and zero point of a group whose values lie in `[lo, hi]`, where `lo <= 0 <= hi`, with
+/// the scale rounded to `S`. Faults are returned as flags, so that a loop over groups vectorizes.
+#[inline(always)]
+#[must_use]
+pub fn choose_params<S: Element>(lo: f32, hi: f32, codes: Codes) -> Chosen {
+    let (qmin, qmax) = (codes.qmin as f32, codes.qmax as f32);
+    let exact = if codes.symmetric {
+        larger(hi / qmax, lo / qmin)
+    } else {
+        let (width, n) = (hi - lo, qmax - qmin);
+        if width.is_finite() { width / n } else { hi / n - lo / n }
+    };
+    let stored = S::widen(S::narrow(exact));
+    let scale = if stored == 0.0 { 1.0 } else { stored };
+    let zero_point =
+        if codes.symmetric { 0 } else { round_to_int(clamp(qmin - lo / scale, qmin, qmax)) };
+    let (low, high) = code_offsets(zero_point, codes);
+    Chosen {
+        scale,
+        zero_point,
+        scale_overflow: !scale.is_finite(),
+        decode_overflow: !(low * scale).is_finite() | !(high * scale).is_finite(),
+    }
+}
+
+/// The code of `x`, as a byte; `low` and `high` are the [`code_offsets`].
+#[inline(always)]
+#[must_use]
+pub fn encode(x: f32, scale: f32, zero_point: i32, low: f32, high: f32) -> u8 {
+    round_to_int(clamp(x / scale, low, high)).wrapping_add(zero_point) as u8
+}
+
+/// The value of the code of `x`.
+#[inline(always)]
+#[must_use]
+pub fn encode_decode(x: f32, scale: f32, low: f32, high: f32) -> f32 {
+    round(clamp(x / scale, low, high)) * scale
+}
+
+/// The value of a code of which the zero point has been subtracted.
+#[inline(always)]
+#[must_use]
+pub fn decode(q: i32, scale: f32) -> f32 {
+    q as f32 * scale
+}
+
+/// `qmin - zero_point` and `qmax - zero_point`: what `x / scale` is clamped to.
+#[inline(always)]
+#[must_use]
+pub fn code_offsets(zero_point: i32, codes: Codes) -> (f32, f32) {
+    ((codes.qmin - zero_point) as f32, (codes.qmax - zero_point) as f32)
+}

@@ -1,0 +1,128 @@
+//! The smallest and largest value of each group, and whether all of them are finite.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::error::Fault;
+use crate::numeric::Element;
+use crate::rows::{Block, Grid, for_each_block, take, take_mut};
+use crate::simd::multiversion;
+
+/// Independent lanes of the search: two AVX-512 registers of float32.
+const LANES: usize = 32;
+
+/// The range of each group of `x`, widened to hold 0: `lo = min(0, min x)`, `hi = max(0, max x)`,
+/// neither of them -0.0.
+///
+/// # Errors
+/// `NonFinite` if `x` holds NaN or an infinity; `lo` and `hi` are then of no use.
+pub fn group_range<E: Element>(
+    x: &[E::Repr],
+    grid: Grid,
+    lo: &mut [f32],
+    hi: &mut [f32],
+) -> Result<(), Fault> {
+    assert_eq!((x.len(), lo.len(), hi.len()), (grid.len(), grid.groups(), grid.groups()));
+    let mut x = x;
+    if grid.keeps_groups_whole() {
+        let (mut lo, mut hi) = (lo, hi);
+        let cut = |block: &Block| {
+            let groups = block.groups.len();
+            (take(&mut x, block.len()), take_mut(&mut lo, groups), take_mut(&mut hi, groups))
+        };
+        return for_each_block(grid, cut, |block, (x, lo, hi)| {
+            range_groups::<E>(x, block.grid(grid), 0, lo, hi)
+        });
+    }
+    lo.fill(0.0);
+    hi.fill(0.0);
+    let total = Mutex::new((lo, hi));
+    for_each_block(
+        grid,
+        |block| take(&mut x, block.len()),
+        |block, x| {
+            for segment in grid.segments(block.cols.clone()) {
+                let (mut low, mut high) = ([0.0], [0.0]);
+                let part = &x[segment.elements];
+                range_groups::<E>(part, Grid::of_row(part.len()), 0, &mut low, &mut high)?;
+                // A maximum does not depend on the order its parts come in.
+                let group = block.group_of(0, segment.group);
+                let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
+                total.0[group] = total.0[group].min(low[0]);
+                total.1[group] = total.1[group].max(high[0]);
+            }
+            Ok(())
+        },
+    )
+}
+
+multiversion! {
+    /// The ranges of the groups `first ..` of `x`, as many as `lo` and `hi` hold.
+    pub(crate) fn range_groups<E: Element>(
+        x: &[E::Repr], grid: Grid, first: usize, lo: &mut [f32], hi: &mut [f32],
+    ) -> Result<(), Fault> {
+        let per_row = grid.groups_per_row();
+        let (mut row, mut group) = (first / per_row, first % per_row);
+        let mut finite = true;
+        for (lo, hi) in lo.iter_mut().zip(hi) {
+            let start = group * grid.group_size;
+            let end = grid.cols.min(start.saturating_add(grid.group_size));
+            (*lo, *hi) = range::<E>(&x[row * grid.cols + start..row * grid.cols + end]);
+            finite &= lo.is_finite() & hi.is_finite();
+            group += 1;
+            if group == per_row {
+                (row, group) = (row + 1, 0);
+            }
+        }
+        if finite { Ok(()) } else { Err(Fault::NonFinite) }
+    }
+}
+
+multiversion! {
+    /// Fails if `x` holds NaN or an infinity.
+    pub(crate) fn all_finite<E: Element>(x: &[E::Repr]) -> Result<(), Fault> {
+        let (lo, hi) = range::<E>(x);
+        if lo.is_finite() & hi.is_finite() { Ok(()) } else { Err(Fault::NonFinite) }
+    }
+}
+
+/// The range of one group; not finite if any of its values is not.
+///
+/// Floats of one sign are ordered as their bits are, and NaN and infinity lie above all others. So
+/// the maximum of the bits as unsigned integers is the most negative number (or the largest, where
+/// there is none), and with the sign bit flipped, the most positive one: two integer operations
+/// find both ends and everything that is not finite.
+#[inline(always)]
+fn range<E: Element>(x: &[E::Repr]) -> (f32, f32) {
+    // Where nothing is negative, or nothing is positive, zero is the end of the range.
+    let mut lowest = [E::SIGN; LANES];
+    let mut highest = [E::SIGN; LANES];
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            let bits = E::to_bits(chunk[lane]);
+            lowest[lane] = lowest[lane].max(bits);
+            highest[lane] = highest[lane].max(bits ^ E::SIGN);
+        }
+    }
+    for (lane, &value) in rest.iter().enumerate() {
+        let bits = E::to_bits(value);
+        lowest[lane] = lowest[lane].max(bits);
+        highest[lane] = highest[lane].max(bits ^ E::SIGN);
+    }
+    let (lowest, highest) = (fold_max(lowest), fold_max(highest) ^ E::SIGN);
+    // Adding zero turns -0.0 into +0.0.
+    (E::widen(E::from_bits(lowest)) + 0.0, E::widen(E::from_bits(highest)) + 0.0)
+}
+
+/// The largest lane.
+#[inline(always)]
+fn fold_max<B: Copy + Ord>(mut lanes: [B; LANES]) -> B {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] = lanes[lane].max(lanes[lane + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}

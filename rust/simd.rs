@@ -1,0 +1,268 @@
+//! Which instruction set the kernels run on, and the floating-point state they run in.
+//!
+//! Every kernel is one scalar body inside [`multiversion!`], which compiles it for each [`Level`];
+//! the level is found once, at run time. No kernel and no intrinsic is in this file.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// An instruction set, from the least to the most capable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Level {
+    /// What the target guarantees: SSE2 on x86-64, NEON on aarch64.
+    Baseline = 1,
+    /// Haswell and later.
+    Avx2,
+    /// AVX2 with 8-bit dot products: Alder Lake and later.
+    AvxVnni,
+    /// Ice Lake and Zen 4 and later.
+    Avx512,
+    /// Sapphire Rapids and later.
+    Amx,
+}
+
+/// Features beyond those of the level below that a level compiles with, or that belong to it.
+/// The `#[target_feature]` lines of [`multiversion!`] repeat the two that kernels are built for.
+const AVX2: &[&str] = &["avx", "avx2", "fma", "bmi1", "bmi2", "f16c", "lzcnt", "movbe", "popcnt"];
+const AVX512: &[&str] =
+    &["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vbmi", "avx512vnni"];
+
+/// Register state that the operating system saves, as bits of XCR0.
+const YMM_STATE: u64 = 0x0000_0006;
+const ZMM_STATE: u64 = 0x0000_00e6;
+const TILE_STATE: u64 = 0x0006_0000;
+
+impl Level {
+    /// Every level, ascending.
+    pub const ALL: [Self; 5] =
+        [Self::Baseline, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Amx];
+
+    /// The name that `QRS_SIMD` takes.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Baseline => "baseline",
+            Self::Avx2 => "avx2",
+            Self::AvxVnni => "avxvnni",
+            Self::Avx512 => "avx512",
+            Self::Amx => "amx",
+        }
+    }
+
+    /// Whether a machine has everything of this level: `has` tells the features of the CPU, and
+    /// `xcr0` which registers the operating system saves. One missing feature excludes the level.
+    fn is_supported(self, has: &dyn Fn(&str) -> bool, xcr0: u64) -> bool {
+        let saves = |state: u64| xcr0 & state == state;
+        let all = |features: &[&str]| features.iter().all(|feature| has(feature));
+        let avx2 = || saves(YMM_STATE) && all(AVX2);
+        let avx512 = || avx2() && saves(ZMM_STATE) && all(AVX512);
+        match self {
+            Self::Baseline => true,
+            Self::Avx2 => avx2(),
+            Self::AvxVnni => avx2() && has("avxvnni"),
+            Self::Avx512 => avx512(),
+            Self::Amx => avx512() && saves(TILE_STATE) && all(&["amx-tile", "amx-int8"]),
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod cpu {
+    use std::arch::is_x86_feature_detected;
+    use std::arch::x86_64::{__cpuid_count, _xgetbv};
+
+    macro_rules! detected {
+        ($name:ident: $($feature:tt)*) => {
+            match $name {
+                $($feature => is_x86_feature_detected!($feature),)*
+                // The standard library does not name these yet.
+                "amx-tile" => __cpuid_count(7, 0).edx & (1 << 24) != 0,
+                "amx-int8" => __cpuid_count(7, 0).edx & (1 << 25) != 0,
+                _ => unreachable!("no level asks for {}", $name),
+            }
+        };
+    }
+
+    pub fn has(name: &str) -> bool {
+        detected!(name: "avx" "avx2" "fma" "bmi1" "bmi2" "f16c" "lzcnt" "movbe" "popcnt" "avxvnni"
+            "avx512f" "avx512bw" "avx512cd" "avx512dq" "avx512vl" "avx512vbmi" "avx512vnni")
+    }
+
+    pub fn xcr0() -> u64 {
+        #[target_feature(enable = "xsave")]
+        fn read() -> u64 {
+            // SAFETY: the caller has checked that the operating system enabled XGETBV.
+            unsafe { _xgetbv(0) }
+        }
+        if is_x86_feature_detected!("xsave") {
+            // SAFETY: the line above; it is false where the operating system has not enabled it.
+            unsafe { read() }
+        } else {
+            0
+        }
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+mod cpu {
+    pub fn has(_name: &str) -> bool {
+        false
+    }
+
+    pub fn xcr0() -> u64 {
+        0
+    }
+}
+
+/// The levels this machine has, ascending; never empty.
+#[must_use]
+pub fn levels() -> Vec<Level> {
+    let xcr0 = cpu::xcr0();
+    Level::ALL.into_iter().filter(|level| level.is_supported(&cpu::has, xcr0)).collect()
+}
+
+/// The level that `requested` asks for among `available`; without a request, the highest.
+///
+/// # Errors
+/// A message for a name that is unknown, or a level that this machine does not have.
+fn choose(requested: Option<&str>, available: &[Level]) -> Result<Level, String> {
+    let highest = available.last().copied().unwrap_or(Level::Baseline);
+    let Some(name) = requested else { return Ok(highest) };
+    available.iter().copied().find(|level| level.name() == name).ok_or_else(|| {
+        let known = Level::ALL.iter().any(|level| level.name() == name);
+        let names: Vec<_> = available.iter().map(|level| level.name()).collect();
+        let problem = if known { "which this CPU does not have" } else { "which is unknown" };
+        format!("asks for {name:?}, {problem}: the levels here are {}", names.join(", "))
+    })
+}
+
+/// The level in use; 0 while it is not known yet.
+static LEVEL: AtomicU8 = AtomicU8::new(0);
+
+/// The level the kernels run at: the highest there is, or what `QRS_SIMD` or [`set_level`] lowered
+/// it to. A `QRS_SIMD` that [`init`] refuses lowers nothing.
+#[must_use]
+pub fn level() -> Level {
+    match LEVEL.load(Ordering::Relaxed) {
+        0 => init().or_else(|_| set_level(None)).unwrap_or(Level::Baseline),
+        known => Level::ALL[usize::from(known) - 1],
+    }
+}
+
+/// Reads `QRS_SIMD` and sets the level.
+///
+/// # Errors
+/// A message that names the variable, its value and the levels there are.
+pub fn init() -> Result<Level, String> {
+    let requested = std::env::var_os("QRS_SIMD").filter(|value| !value.is_empty());
+    let requested = requested.as_ref().map(|value| value.to_string_lossy());
+    set_level(requested.as_deref()).map_err(|problem| format!("QRS_SIMD {problem}"))
+}
+
+/// Sets the level of the process; None is the highest. For tests, which run at every level.
+///
+/// # Errors
+/// A message for a name that is unknown, or a level that this machine does not have.
+pub fn set_level(name: Option<&str>) -> Result<Level, String> {
+    let level = choose(name, &levels())?;
+    LEVEL.store(level as u8, Ordering::Relaxed);
+    Ok(level)
+}
+
+/// Compiles one body for every instruction set and calls the best one at run time.
+///
+/// The body becomes an inlined function, so that it is compiled anew inside each wrapper with the
+/// wrapper's features; whatever it calls must be `#[inline(always)]` too. Dispatch costs one load
+/// and a branch: call it per block of a few KB, never per element.
+macro_rules! multiversion {
+    ($(#[$attribute:meta])* $visibility:vis fn $name:ident $(<$($generic:ident: $bound:path),+>)?
+     ($($argument:ident: $type:ty),* $(,)?) $(-> $output:ty)? $body:block) => {
+        $(#[$attribute])*
+        $visibility fn $name $(<$($generic: $bound),+>)? ($($argument: $type),*) $(-> $output)? {
+            #[inline(always)]
+            fn body $(<$($generic: $bound),+>)? ($($argument: $type),*) $(-> $output)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx,avx2,fma,bmi1,bmi2,f16c,lzcnt,movbe,popcnt")]
+                fn avx2 $(<$($generic: $bound),+>)? ($($argument: $type),*) $(-> $output)? {
+                    body $(::<$($generic),+>)? ($($argument),*)
+                }
+                #[target_feature(enable = "avx,avx2,fma,bmi1,bmi2,f16c,lzcnt,movbe,popcnt")]
+                #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl")]
+                #[target_feature(enable = "avx512vbmi,avx512vnni")]
+                fn avx512 $(<$($generic: $bound),+>)? ($($argument: $type),*) $(-> $output)? {
+                    body $(::<$($generic),+>)? ($($argument),*)
+                }
+                match $crate::simd::level() {
+                    $crate::simd::Level::Amx | $crate::simd::Level::Avx512 => {
+                        // SAFETY: `level` is one that `is_supported` found every feature of.
+                        return unsafe { avx512 $(::<$($generic),+>)? ($($argument),*) };
+                    }
+                    $crate::simd::Level::AvxVnni | $crate::simd::Level::Avx2 => {
+                        // SAFETY: as above.
+                        return unsafe { avx2 $(::<$($generic),+>)? ($($argument),*) };
+                    }
+                    $crate::simd::Level::Baseline => {}
+                }
+            }
+            body $(::<$($generic),+>)? ($($argument),*)
+        }
+    };
+}
+pub(crate) use multiversion;
+
+/// Runs `f` with rounding to nearest, subnormals kept and no floating-point traps, and restores
+/// the caller's state. A library loaded with -ffast-math leaves flush-to-zero on in its thread,
+/// and threads inherit it: the same input would give other bits.
+pub fn with_default_float_state<R>(f: impl FnOnce() -> R) -> R {
+    let _state = FloatState::default_until_drop();
+    f()
+}
+
+struct FloatState(#[cfg(target_arch = "x86_64")] u32);
+
+#[cfg(target_arch = "x86_64")]
+impl FloatState {
+    fn default_until_drop() -> Self {
+        let state = read_mxcsr();
+        write_mxcsr(0x1f80);
+        Self(state)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Drop for FloatState {
+    fn drop(&mut self) {
+        write_mxcsr(self.0);
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+impl FloatState {
+    fn default_until_drop() -> Self {
+        Self()
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn read_mxcsr() -> u32 {
+    let mut state = 0_u32;
+    // SAFETY: STMXCSR writes four bytes to an aligned address that is ours.
+    unsafe { std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut state, options(nostack)) };
+    state
+}
+
+#[cfg(target_arch = "x86_64")]
+fn write_mxcsr(state: u32) {
+    // SAFETY: LDMXCSR reads four bytes of ours; the value is the default one or was read before, so
+    // no reserved bit is set. Not `nomem`: float code that touches memory stays on its side.
+    unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const state, options(nostack)) };
+}
