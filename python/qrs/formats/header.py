@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import ArgTypeError, ArgValueError, FormatError
 from . import strict_json
-from .strict_json import is_int, quote
+from .strict_json import quote
 
 Shape = tuple[int, ...]
 
@@ -55,7 +55,7 @@ BITS: Final[dict[str, int]] = {
 
 _NAMES: Final = {dtype: name for name, dtype in DTYPES.items() if dtype is not None}
 _RANK: Final = {name: rank for rank, name in enumerate(DTYPES)}
-_FIELDS: Final = {"dtype", "shape", "data_offsets"}
+_FIELDS: Final = dict.fromkeys(("dtype", "shape", "data_offsets")).keys()
 
 HEADER_LIMIT: Final = 100_000_000
 """Longest JSON header, in bytes, as in the official reader."""
@@ -114,26 +114,39 @@ def nbytes(dtype: str, shape: Iterable[int]) -> int:
     >>> nbytes("F6_E2M3", (4, 3)), nbytes("F32", ())
     (9, 4)
     """
-    count, empty = 1, False
+    bits, empty = BITS[dtype], False
     for n in shape:
         # An axis of 0 must not hide that the others overflow: readers multiply in different orders.
-        count, empty = count * (n or 1), empty or n == 0
-        if count * BITS[dtype] >= 8 * _SIZE_LIMIT:
+        bits, empty = bits * (n or 1), empty or n == 0
+        if bits >= 8 * _SIZE_LIMIT:
             raise ValueError("too many elements for 63-bit sizes")
-    count *= not empty
-    size, rest = divmod(count * BITS[dtype], 8)
-    if rest:
-        raise ValueError(f"{count} elements of {BITS[dtype]} bits do not end on a byte")
-    return size
+    if bits % 8 and not empty:
+        raise ValueError(f"{bits} bits do not end on a byte")
+    return 0 if empty else bits // 8
+
+
+def decode_header(raw: bytes, path: str) -> str:
+    """The text of a header. Raises FormatError."""
+    # Neither a byte order mark nor leading spaces: the first byte is "{".
+    if not raw.startswith(b"{"):
+        _fail(path, f"header: starts with {raw[:4]!r}, expected b'{{'", field="header", offset=8)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        _fail(path, f"header: not UTF-8: {error.reason}", field="header", offset=8 + error.start)
 
 
 def parse_header(
-    raw: bytes, data_start: int, data_size: int, path: str
+    text: str, data_start: int, data_size: int, path: str
 ) -> tuple[dict[str, str], dict[str, TensorInfo]]:
-    """Metadata, and the tensors in the order of their bytes. Raises FormatError."""
-    fields = _parse_json(raw, path)
+    """Metadata, and the tensors in the order of their bytes. Raises FormatError.
+
+    A million tensors take seconds and less than 1 GB: entries become tuples while the text is
+    parsed, and each is replaced by its TensorInfo in place.
+    """
+    fields = _parse_json(text, path)
     metadata = _check_metadata(fields.pop("__metadata__", {}), path)
-    for name, entry in fields.items():  # replaced in place: a million entries are not held twice
+    for name, entry in fields.items():
         fields[name] = _tensor_info(name, entry, data_start, path)
     tensors = sorted(fields.values(), key=lambda info: (info.start, info.stop))
     _check_cover(tensors, data_start, data_size, path)
@@ -145,27 +158,35 @@ def _fail(path: str, problem: str, tensor: str | None = None, **where: Any) -> N
     raise FormatError(f"{place}: {problem}", path=path, tensor=tensor, **where)
 
 
-def _parse_json(raw: bytes, path: str) -> dict[str, Any]:
-    # Neither a byte order mark nor leading spaces: the first byte is "{".
-    if not raw.startswith(b"{"):
-        _fail(path, f"header: starts with {raw[:4]!r}, expected b'{{'", field="header", offset=8)
+def _parse_json(text: str, path: str) -> dict[str, Any]:
     try:
-        fields = strict_json.loads(raw.decode())
-    except UnicodeDecodeError as error:
-        _fail(path, f"header: not UTF-8: {error.reason}", field="header", offset=8 + error.start)
+        fields = strict_json.loads(text, _compact)
     except json.JSONDecodeError as error:
-        _fail(path, f"header: not JSON: {error}", field="header", offset=8 + error.pos)
+        offset = 8 + len(text[: error.pos].encode())
+        _fail(path, f"header: not JSON: {error}", field="header", offset=offset)
     except strict_json.DuplicateKeyError as error:
         if error.key in _FIELDS:
             _fail(path, f"header: {error}", field=error.key)
         _fail(path, f"header: {error}", tensor=error.key, field="header")
     except ValueError as error:
         _fail(path, f"header: not JSON: {error}", field="header", offset=8)
-    assert isinstance(fields, dict)  # it starts with "{"
+    if not isinstance(fields, dict):  # one entry and no name around it
+        _fail(path, "header: got an entry, expected an object of entries", field="header", offset=8)
     return fields
 
 
+def _compact(fields: dict[str, Any]) -> Any:
+    """An entry as a tuple of its values and tuples: less than half the memory of a dictionary and
+    lists, and nothing for the garbage collector to follow. Other objects stay as they are."""
+    if fields.keys() != _FIELDS:
+        return fields
+    values = (fields[field] for field in _FIELDS)
+    return tuple([tuple(value) if isinstance(value, list) else value for value in values])
+
+
 def _check_metadata(metadata: Any, path: str) -> dict[str, str]:
+    if isinstance(metadata, tuple):  # its keys happen to be those of an entry
+        metadata = dict(zip(_FIELDS, metadata, strict=True))
     if not isinstance(metadata, dict):
         problem = f"__metadata__: got {quote(metadata)}, expected an object"
         _fail(path, problem, field="__metadata__")
@@ -193,34 +214,41 @@ def _is_text(text: str) -> bool:
 
 
 def _tensor_info(name: str, entry: Any, data_start: int, path: str) -> TensorInfo:
-    if not isinstance(entry, dict) or entry.keys() != _FIELDS:
-        got = sorted(entry) if isinstance(entry, dict) else entry
-        _fail(path, f"entry: got {quote(got)}, expected {sorted(_FIELDS)}", name, field="header")
+    if not isinstance(entry, tuple):
+        got = list(entry) if isinstance(entry, dict) else entry
+        _fail(path, f"entry: got {quote(got)}, expected {list(_FIELDS)}", name, field="header")
     if not _is_text(name):
         _fail(path, "name: holds half a surrogate pair, which is not text", name, field="header")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    dtype, shape, offsets = entry
     if not isinstance(dtype, str) or dtype not in DTYPES:
         known = ", ".join(DTYPES)
         _fail(path, f"dtype: got {quote(dtype)}, expected one of: {known}", name, field="dtype")
     if not _are_sizes(shape):
-        problem = f"shape: got {quote(shape)}, expected integers of at least 0"
+        problem = f"shape: got {_listed(shape)}, expected integers of at least 0"
         _fail(path, problem, name, field="shape")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        problem = f"data_offsets: got {quote(offsets)}, expected [begin, end], 0 <= begin <= end"
+        problem = f"data_offsets: got {_listed(offsets)}, expected [begin, end], 0 <= begin <= end"
         _fail(path, problem, name, field="data_offsets")
     begin, end = offsets
     try:
         size = nbytes(dtype, shape)
     except ValueError as error:
-        _fail(path, f"shape: {quote(shape)} of {dtype}: {error}", name, field="shape")
+        _fail(path, f"shape: {_listed(shape)} of {dtype}: {error}", name, field="shape")
     if size != end - begin:
-        problem = f"data_offsets: hold {end - begin} bytes, {dtype} {quote(shape)} has {size}"
+        problem = f"data_offsets: hold {end - begin} bytes, {dtype} {_listed(shape)} has {size}"
         _fail(path, problem, name, field="data_offsets", offset=data_start + begin)
-    return TensorInfo(name, dtype, tuple(shape), data_start + begin, data_start + end)
+    return TensorInfo(name, dtype, shape, data_start + begin, data_start + end)
 
 
 def _are_sizes(values: Any) -> bool:
-    return isinstance(values, list) and all(is_int(n) and 0 <= n < _SIZE_LIMIT for n in values)
+    if not isinstance(values, tuple) or not set(map(type, values)) <= {int}:  # True is a bool
+        return False
+    return min(values, default=0) >= 0 and max(values, default=0) < _SIZE_LIMIT
+
+
+def _listed(values: Any) -> str:
+    """As the file spells it: the tuple was a JSON array."""
+    return quote(list(values) if isinstance(values, tuple) else values)
 
 
 def _check_cover(tensors: list[TensorInfo], data_start: int, data_size: int, path: str) -> None:

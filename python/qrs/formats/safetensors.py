@@ -32,7 +32,15 @@ from numpy.typing import NDArray
 
 from ..errors import ArgTypeError, ArgValueError, FormatError, QrsMemoryError
 from .atomic import atomic_file, storage_errors, write_all
-from .header import DTYPES, HEADER_LIMIT, TensorInfo, build_header, dtype_name, parse_header
+from .header import (
+    DTYPES,
+    HEADER_LIMIT,
+    TensorInfo,
+    build_header,
+    decode_header,
+    dtype_name,
+    parse_header,
+)
 from .strict_json import quote
 
 __all__ = ["DTYPES", "SafetensorsFile", "TensorInfo", "Writer", "dtype_name"]
@@ -163,15 +171,17 @@ class SafetensorsFile:
         if 8 + size > status.st_size:
             self._bad_length(f"header length: got {size}, the file has {status.st_size} bytes")
         try:
-            raw = np.empty(size, np.uint8)
-            if self._read_into(raw, 8) != size:
-                self._bad_length("header: the file was truncated while open")
-            text = raw.tobytes()
-            del raw
+            text = self._read_text(size)
             return parse_header(text, 8 + size, status.st_size - 8 - size, self.path)
         except MemoryError as error:
             problem = f"{self.path}: no memory for a header of {size} bytes"
             raise QrsMemoryError(problem, arg="path", value=size) from error
+
+    def _read_text(self, size: int) -> str:
+        raw = np.empty(size, np.uint8)
+        if self._read_into(raw, 8) != size:
+            self._bad_length("header: the file was truncated while open")
+        return decode_header(raw.tobytes(), self.path)
 
     def _bad_length(self, problem: str) -> None:
         raise FormatError(f"{self.path}: {problem}", path=self.path, offset=0, field="header")

@@ -8,6 +8,7 @@ each of these is a ValueError.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 
@@ -38,8 +39,8 @@ def quote(name: object, limit: int = 100) -> str:
     return f"{text[:head]}...{text[len(text) - (limit - 3 - head) :]}"
 
 
-def loads(text: str) -> Any:
-    """Parse a JSON document; every fault is a ValueError.
+def loads(text: str, convert: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """Parse a JSON document; every fault is a ValueError. `convert` replaces each object.
 
     >>> loads('{"a": [1, true, null]}')
     {'a': [1, True, None]}
@@ -48,8 +49,18 @@ def loads(text: str) -> Any:
     ...
     qrs.formats.strict_json.DuplicateKeyError: key 'a' occurs twice in one object
     """
+
+    def take(pairs: list[tuple[str, Any]]) -> Any:
+        fields = _unique(pairs)
+        return fields if convert is None else convert(fields)
+
+    decoder = json.JSONDecoder(
+        object_pairs_hook=take,
+        parse_constant=_no_constant,
+        parse_int=_int if "-0" in text else None,
+    )
     try:
-        return _DECODER.decode(text)
+        return decoder.decode(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -77,6 +88,3 @@ def _no_constant(name: str) -> Any:
 def _int(text: str) -> int | float:
     # "-0" is a float to other readers (serde), so it must not pass for the integer 0.
     return -0.0 if text == "-0" else int(text)
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_int)
