@@ -171,9 +171,8 @@ const fn mask(width: usize, lane: usize) -> u64 {
 /// Eight bytes to `8 * BITS` bits: neighbours merge into pairs, pairs into fours, fours into all.
 #[inline(always)]
 fn pack_word<const BITS: usize>(codes: u64) -> u64 {
-    let merge = |w: u64, low: u64, width: usize, lane: usize| {
-        w & low | w >> (lane - width) & low << width
-    };
+    let merge =
+        |w: u64, low: u64, width: usize, lane: usize| w & low | w >> (lane - width) & low << width;
     let pairs = merge(codes, const { mask(BITS, 16) }, BITS, 8);
     let fours = merge(pairs, const { mask(2 * BITS, 32) }, 2 * BITS, 16);
     merge(fours, const { mask(4 * BITS, 64) }, 4 * BITS, 32)
@@ -182,9 +181,8 @@ fn pack_word<const BITS: usize>(codes: u64) -> u64 {
 /// The inverse of [`pack_word`].
 #[inline(always)]
 fn unpack_word<const BITS: usize>(word: u64) -> u64 {
-    let spread = |w: u64, low: u64, width: usize, lane: usize| {
-        w & low | w << (lane - width) & low << lane
-    };
+    let spread =
+        |w: u64, low: u64, width: usize, lane: usize| w & low | w << (lane - width) & low << lane;
     let fours = spread(word, const { mask(4 * BITS, 64) }, 4 * BITS, 32);
     let pairs = spread(fours, const { mask(2 * BITS, 32) }, 2 * BITS, 16);
     spread(pairs, const { mask(BITS, 16) }, BITS, 8)

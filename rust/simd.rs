@@ -35,8 +35,7 @@ const TILE_STATE: u64 = 0x0006_0000;
 
 impl Level {
     /// Every level, ascending.
-    pub const ALL: [Self; 5] =
-        [Self::Baseline, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Amx];
+    pub const ALL: [Self; 5] = [Self::Baseline, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Amx];
 
     /// The name that `QRS_SIMD` takes.
     #[must_use]
