@@ -1,0 +1,251 @@
+"""The Rust backend gives the bits of the reference: every operation, SIMD level and dtype.
+
+The expected bits come from `Reference`, itself tested against numbers computed by hand in
+test_reference.py. While a Rust operation runs, every operation of the reference raises, so that
+an inherited one cannot pass for it.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import numpy as np
+import pytest
+from kernel_calls import ARGUMENTS, REFERENCE, RULES, WITH_OUT, Case, bits_of, call, call_given
+from nasty import FLOATS, every_finite, faulty, float32_sample, misaligned, nasty
+
+from qrs import _qrs
+from qrs.backends.reference import OPERATIONS, Reference
+from qrs.backends.rust import Rust
+
+RUST = Rust()
+FUSED = ("quantize_affine_packed", "fake_quantize_affine")
+
+
+def available_levels() -> list[str]:
+    """The SIMD levels of this CPU, found by asking for each."""
+    before, found = _qrs.simd_level(), []
+    for name in ("baseline", "avx2", "avxvnni", "avx512", "amx"):
+        try:
+            _qrs.set_simd_level(name)
+        except ValueError:
+            continue
+        found.append(name)
+    _qrs.set_simd_level(before)
+    return found
+
+
+LEVELS = available_levels()
+
+
+@pytest.fixture(params=LEVELS)
+def level(request, keep_simd_level) -> str:
+    _qrs.set_simd_level(request.param)
+    assert _qrs.simd_level() == request.param
+    return request.param
+
+
+@contextmanager
+def rust_alone(monkeypatch) -> Iterator[None]:
+    """Every operation of the reference raises: what runs is the override."""
+
+    def inherited(*_args, **_kwargs):
+        raise AssertionError("the operation of the reference ran instead of the Rust one")
+
+    with monkeypatch.context() as patch:
+        for op in OPERATIONS:
+            patch.setattr(Reference, op, inherited)
+        yield
+
+
+@cache
+def cases(dtype: str) -> dict[str, Case]:
+    """Every nasty array with every rule and group size, by a name to print."""
+    found = {}
+    for name, x in {**nasty(dtype), **faulty(dtype)}.items():
+        for group_size in sorted({max(x.shape[1], 1), 1, 7, 32}):
+            for rule_name, rule in RULES.items():
+                found[f"{name}-g{group_size}-{rule_name}"] = Case(x, group_size, rule)
+    return found
+
+
+@cache
+def expected(op: str, dtype: str) -> dict[str, tuple]:
+    return {name: bits_of(call(REFERENCE, op, case)) for name, case in cases(dtype).items()}
+
+
+def differing(results: dict[str, tuple], call_rust: Callable[[str], tuple]) -> list[str]:
+    """The names whose Rust result has other bits."""
+    return [name for name, bits in results.items() if bits_of(call_rust(name)) != bits]
+
+
+def test_rust_overrides_every_operation():
+    assert set(OPERATIONS) == set(ARGUMENTS)
+    assert not set(OPERATIONS) - set(vars(Rust))
+
+
+def test_levels_start_at_baseline_and_end_at_the_one_in_use():
+    assert LEVELS[0] == "baseline"
+    assert _qrs.simd_level() in LEVELS
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("op", OPERATIONS)
+def test_nasty_arrays(op, dtype, level, monkeypatch):
+    results = expected(op, dtype)
+    with rust_alone(monkeypatch):
+        wrong = differing(results, lambda name: call(RUST, op, cases(dtype)[name]))
+    assert _qrs.simd_level() == level
+    assert not wrong
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("op", FUSED)
+def test_fused_operations_with_given_scales(op, dtype, level, monkeypatch):
+    fine = {n: c for n, c in cases(dtype).items() if c.prepare("quantize_affine") is None}
+    results = {name: bits_of(call_given(REFERENCE, op, case)) for name, case in fine.items()}
+    with rust_alone(monkeypatch):
+        assert not differing(results, lambda name: call_given(RUST, op, fine[name]))
+
+
+@pytest.mark.parametrize("op", ["quantize_affine", *FUSED])
+def test_given_scales_of_every_magnitude(op, level):
+    """Scales that do not fit the values: codes saturate, quotients overflow and underflow."""
+    x = np.tile(nasty("float32")["primes-2x1031"], (1, 1))
+    ends = np.array([-149, -140, -126, -101, -100, -30, 0, 30, 99, 100, 101, 117])
+    scales = (np.float32(1.37) * 2.0**ends).astype(np.float32)
+    for scale in np.append(scales, -scales[5:8]):
+        for rule in (RULES["int8"], RULES["uint8"], RULES["int4"], RULES["int4-asym-f16"]):
+            case = Case(x, 128, rule)
+            zero_point = None if rule.symmetric else np.full((2, 9), rule.qmax - 2, np.int32)
+            if zero_point is not None and scale < 0:
+                continue
+            case.__dict__["qparams"] = (np.full((2, 9), scale), zero_point)
+            run = call_given if op in FUSED else call
+            assert bits_of(run(RUST, op, case)) == bits_of(run(REFERENCE, op, case)), scale
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("op", WITH_OUT)
+@pytest.mark.parametrize("offset", [0, 4, 20, 60])
+def test_out_is_filled_and_nothing_beside_it(op, dtype, offset, level):
+    """`out` at any alignment: all of it written, the bytes around it not touched."""
+    for name, case in cases(dtype).items():
+        if not name.startswith(("primes", "65-", "no-", "one", "many")) or "-g7-" in name:
+            continue
+        fresh = call(REFERENCE, op, case)
+        before, after = b"\xa5" * (64 + offset), b"\xa5" * 80
+        memory = np.frombuffer(bytearray(before + b"\xa5" * fresh[0].nbytes + after), np.uint8)
+        out = memory[len(before) : len(before) + fresh[0].nbytes]
+        out = out.view(fresh[0].dtype).reshape(fresh[0].shape)
+        result = call(RUST, op, case, out)
+        assert bits_of(result) == bits_of(fresh), name
+        assert out.tobytes() == fresh[0].tobytes(), name
+        assert memory[: len(before)].tobytes() == before, name
+        assert memory[len(before) + out.nbytes :].tobytes() == after, name
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.parametrize("shape", [(1, 1 << 20), (1031, 1021), (70_001, 13), (4096, 256)], ids=str)
+def test_threads_and_chunks(shape, threads, level, keep_threads, monkeypatch):
+    """Arrays large enough to be split, by rows and within a row."""
+    _qrs.set_num_threads(threads)
+    assert _qrs.num_threads() == threads
+    for case, op in large_cases(shape):
+        results = large_expected(shape, op, case.rule, case.group_size)
+        with rust_alone(monkeypatch):
+            assert bits_of(call(RUST, op, case)) == results, (op, case.rule, case.group_size)
+
+
+@cache
+def large_cases(shape: tuple[int, int]) -> list[tuple[Case, str]]:
+    dtypes = dict(zip(((1, 1 << 20), (1031, 1021), (70_001, 13), (4096, 256)),
+                      ("float32", "float16", "bfloat16", "float32"), strict=True))  # fmt: skip
+    x = np.random.default_rng(3).standard_normal(shape, np.float32).astype(FLOATS[dtypes[shape]])
+    return [
+        (Case(x, group_size, RULES[rule]), op)
+        for group_size, rule in ((shape[1], "int8"), (128, "int4-asym-f16"), (shape[1], "int3"))
+        for op in OPERATIONS
+    ]
+
+
+@cache
+def large_expected(shape: tuple[int, int], op: str, rule, group_size: int) -> tuple:
+    case = next(
+        c for c, o in large_cases(shape) if (o, c.rule, c.group_size) == (op, rule, group_size)
+    )
+    return bits_of(call(REFERENCE, op, case))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_the_first_faulty_group_is_reported(threads, level, keep_threads):
+    """Faults in several chunks: the lowest group, whatever thread finds one first."""
+    _qrs.set_num_threads(threads)
+    x = np.random.default_rng(4).standard_normal((3000, 512), np.float32)
+    for bad in ((2999, 511), (1501, 300), (7, 200)):
+        x[bad] = 3.4e38
+        faults = [
+            call(each, "quantize_affine_packed", Case(x, 64, RULES["int4-asym-f16"]))
+            for each in (REFERENCE, RUST)
+        ]
+        assert faults == [("fault", "scale_overflow", bad[0] * 8 + bad[1] // 64)] * 2
+    x[2998, 3] = np.nan
+    case = Case(x, 64, RULES["int4-asym-f16"])
+    for op in ("group_range", *FUSED):
+        assert call(RUST, op, case) == call(REFERENCE, op, case) == ("fault", "nonfinite", 0)
+
+
+def test_scale_overflow_goes_before_decode_overflow(level):
+    x = np.ones((4, 64), np.float32)
+    x[1, 40], x[2, 3] = 3.4028235e38, -3.4028235e38
+    for rule, reason in (("int8", "decode_overflow"), ("int8-full-f16", "scale_overflow")):
+        results = [
+            call(each, "fake_quantize_affine", Case(x, 32, RULES[rule]))
+            for each in (REFERENCE, RUST)
+        ]
+        assert results[0] == results[1]
+        assert results[0][1] == reason or rule == "int8"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("op", OPERATIONS)
+def test_every_finite_16_bit_value(op, dtype, level):
+    x = every_finite(dtype)
+    assert x.size == {"float16": 63488, "bfloat16": 65280}[dtype]
+    # Rows of the top exponents cannot be decoded asymmetrically in bfloat16: see the faults.
+    for rows in (x, x[: len(x) // 2 - 1]):
+        for rule in ("int8", "uint8", "int4-asym-f16", "int4-full-bf16"):
+            case = Case(rows, 32, RULES[rule])
+            assert bits_of(call(RUST, op, case)) == bits_of(call(REFERENCE, op, case)), rule
+
+
+@pytest.mark.parametrize(
+    "scale", [1, 0.1, 6.2 / 127, 3e-41, 2.0**-126, 1.3 * 2.0**-100, 1.7 * 2.0**99, 2.6e36], ids=str
+)
+def test_a_million_float32_patterns(scale, level, monkeypatch):
+    """One pattern of each of 2^20 equal strata of all finite float32 through int8 encode."""
+    x, codes = sampled(np.float32(scale))
+    with rust_alone(monkeypatch):
+        found = RUST.quantize_affine(
+            x, x.shape[1], np.full((len(x), 1), scale, np.float32), None, -127, 127
+        )
+    assert np.array_equal(found, codes)
+
+
+@cache
+def sampled(scale: np.float32) -> tuple[np.ndarray, np.ndarray]:
+    x = float32_sample(1 << 20).reshape(512, 2048)
+    scales = np.full((512, 1), scale, np.float32)
+    return x, REFERENCE.quantize_affine(x, 2048, scales, None, -127, 127)
+
+
+@pytest.mark.parametrize("offset", [1, 2, 3])
+def test_a_misaligned_array_is_refused_or_right(offset, level):
+    """The API copies such arrays; a kernel that gets one must not read it as aligned."""
+    x = nasty("float32")["primes-5x67"]
+    case, moved = Case(x, 32, RULES["int8"]), Case(misaligned(x, offset), 32, RULES["int8"])
+    try:
+        result = call(RUST, "quantize_affine_packed", moved)
+    except (ValueError, TypeError):
+        return
+    assert bits_of(result) == bits_of(call(REFERENCE, "quantize_affine_packed", case))
