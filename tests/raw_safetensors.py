@@ -7,7 +7,7 @@ from typing import Any
 
 
 def raw_file(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
-    """The bytes of a file; `header` is JSON-able or already bytes, `length` overrides its length."""
+    """The bytes of a file; `header` is JSON-able or bytes, `length` overrides its length."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 

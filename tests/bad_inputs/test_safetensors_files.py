@@ -11,12 +11,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from raw_safetensors import entry, raw_file, write
 
 from qrs.errors import ArgTypeError, ArgValueError, FormatError
 from qrs.formats.header import DTYPES, METADATA_LIMIT
 from qrs.formats.qrs_file import load, save
 from qrs.formats.safetensors import SafetensorsFile, Writer
+from raw_safetensors import entry, raw_file, write
 
 
 def refused(path: Path) -> FormatError:
@@ -110,7 +110,12 @@ def test_S04_duplicate_field_in_an_entry(tmp_path: Path, field: str) -> None:
 
 
 S05 = {
-    "overlapping": ({"a": entry(0, 8, [2]), "b": entry(4, 12, [2])}, 12, "b", "overlaps tensor 'a'"),
+    "overlapping": (
+        {"a": entry(0, 8, [2]), "b": entry(4, 12, [2])},
+        12,
+        "b",
+        "overlaps tensor 'a'",
+    ),
     "inside": ({"a": entry(0, 12, [3]), "b": entry(4, 8, [1])}, 12, "b", "overlaps tensor 'a'"),
     "same-bytes": ({"a": entry(0, 4, [1]), "b": entry(0, 4, [1])}, 4, "b", "overlaps tensor 'a'"),
     "gap": ({"a": entry(0, 4, [1]), "b": entry(8, 12, [1])}, 12, "b", "a gap after tensor 'a'"),
@@ -120,7 +125,12 @@ S05 = {
     "out-of-file": ({"a": entry(0, 8, [2])}, 4, "a", "end at 8, the file holds 4"),
     "far-out-of-file": ({"a": entry(2**62, 2**62 + 4, [1])}, 4, "a", "a gap after the header"),
     "trailing-bytes": ({"a": entry(0, 4, [1])}, 5, "a", "end at 4, the file holds 5"),
-    "empty-tensor-in-a-gap": ({"a": entry(0, 4, [1]), "b": entry(9, 9, [0])}, 4, "b", "a gap after"),
+    "empty-tensor-in-a-gap": (
+        {"a": entry(0, 4, [1]), "b": entry(9, 9, [0])},
+        4,
+        "b",
+        "a gap after",
+    ),
     "empty-tensor-inside": ({"a": entry(0, 4, [1]), "b": entry(2, 2, [0])}, 4, "b", "overlaps"),
     "three-offsets": ({"a": {**entry(0, 4, [1]), "data_offsets": [0, 4, 4]}}, 4, "a", "[0, 4, 4]"),
     "no-offsets": ({"a": {**entry(0, 4, [1]), "data_offsets": None}}, 4, "a", "got None"),
@@ -339,7 +349,7 @@ NUMPY_DTYPES = {name: dtype for name, dtype in DTYPES.items() if dtype is not No
 
 def every_bit_pattern(dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     count = int(np.prod(shape)) * dtype.itemsize
-    raw = np.random.default_rng(0).integers(0, 2 if dtype == bool else 256, count, np.uint8)
+    raw = np.random.default_rng(0).integers(0, 2 if dtype.kind == "b" else 256, count, np.uint8)
     return raw.view(dtype).reshape(shape)
 
 
