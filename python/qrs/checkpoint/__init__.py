@@ -1,0 +1,51 @@
+"""Whole models: plan, quantize, dequantize and inspect checkpoints, one tensor at a time.
+
+>>> import os, tempfile, numpy as np, qrs
+>>> from qrs import checkpoint
+>>> folder = tempfile.mkdtemp()
+>>> model, small = (os.path.join(folder, f"{name}.safetensors") for name in ("model", "int8"))
+>>> w = np.random.default_rng(0).standard_normal((64, 256), dtype=np.float32)
+>>> qrs.save(model, {"layer.weight": w, "layer.bias": np.zeros(64, np.float32)})
+>>> report = checkpoint.quantize_checkpoint(model, small, "int8-axis0")
+>>> report.plan.bits_per_weight, report.errors.sqnr_db > 40
+(8.125, True)
+>>> np.array_equal(qrs.load(small)["layer.weight"].dequantize(), w)
+False
+"""
+
+from .inspect import Contents, Stored, inspect_checkpoint
+from .output import Output
+from .plan import Plan, TensorPlan, make_plan
+from .report import ErrorSums, Report, TensorReport
+from .select import Selection
+from .source import Checkpoint, open_checkpoint
+from .stream import (
+    Progress,
+    dequantize_checkpoint,
+    plan_checkpoint,
+    plan_of,
+    quantize_checkpoint,
+    run_plan,
+)
+
+__all__ = [
+    "Checkpoint",
+    "Contents",
+    "ErrorSums",
+    "Output",
+    "Plan",
+    "Progress",
+    "Report",
+    "Selection",
+    "Stored",
+    "TensorPlan",
+    "TensorReport",
+    "dequantize_checkpoint",
+    "inspect_checkpoint",
+    "make_plan",
+    "open_checkpoint",
+    "plan_checkpoint",
+    "plan_of",
+    "quantize_checkpoint",
+    "run_plan",
+]

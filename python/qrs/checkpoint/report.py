@@ -1,0 +1,127 @@
+"""What a run did: the error, size and time of each tensor, and their totals.
+
+Errors are summed in float64 over blocks of rows, so that no second float32 copy of a tensor is
+ever made.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..metrics import ratio_db
+from .plan import Plan, TensorPlan
+
+PIECE = 1 << 18
+"""Elements that are compared at once: their float64 copies stay in the cache."""
+
+
+@dataclass
+class ErrorSums:
+    """Sums over blocks of a tensor, from which its figures come; two of them add up.
+
+    >>> sums = ErrorSums()
+    >>> sums.add(np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 2.9]))
+    >>> round(sums.sqnr_db, 2), round(sums.max_abs_error, 3)
+    (31.46, 0.1)
+    """
+
+    signal: float = 0.0
+    noise: float = 0.0
+    max_abs_error: float = 0.0
+
+    def add(self, x: NDArray[Any], x_hat: NDArray[Any]) -> None:
+        """Count in a block: the source `x` and what is read back, of the same size."""
+        exact, decoded = x.reshape(-1), x_hat.reshape(-1)
+        for start in range(0, exact.size, PIECE):  # a block can be one endless row
+            piece = exact[start : start + PIECE].astype(np.float64)
+            error = piece - decoded[start : start + PIECE].astype(np.float64)
+            self.signal += float(np.dot(piece, piece))
+            self.noise += float(np.dot(error, error))
+            self.max_abs_error = max(self.max_abs_error, float(np.abs(error, out=error).max()))
+
+    def __add__(self, other: ErrorSums) -> ErrorSums:
+        return ErrorSums(
+            self.signal + other.signal,
+            self.noise + other.noise,
+            max(self.max_abs_error, other.max_abs_error),
+        )
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to quantization noise ratio in dB; infinite where nothing is lost."""
+        return ratio_db(self.signal, self.noise)
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """One quantized tensor: its plan, its error, and the seconds it took."""
+
+    plan: TensorPlan
+    errors: ErrorSums
+    seconds: float
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits stored per element, scales and zero points counted."""
+        return 8 * self.plan.nbytes_after / self.plan.size
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        return {
+            "name": self.plan.name,
+            "shape": list(self.plan.shape),
+            "dtype": self.plan.dtype,
+            "scheme": str(self.plan.scheme),
+            "sqnr_db": finite(self.errors.sqnr_db),
+            "max_abs_error": self.errors.max_abs_error,
+            "bits_per_weight": self.bits_per_weight,
+            "seconds": self.seconds,
+        }
+
+
+@dataclass
+class Report:
+    """A finished run: the plan, one `TensorReport` per quantized tensor, and what was left behind.
+
+    `skipped` names the files of the source folder that were not carried along.
+    """
+
+    plan: Plan
+    output: str
+    tensors: list[TensorReport] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def errors(self) -> ErrorSums:
+        """The errors of all quantized tensors together."""
+        return sum((t.errors for t in self.tensors), ErrorSums())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        plan = self.plan
+        return {
+            "output": self.output,
+            "tensors": [t.to_dict() for t in self.tensors],
+            "kept": [t.name for t in plan.tensors if t.scheme is None],
+            "skipped_files": self.skipped,
+            "total": {
+                "sqnr_db": finite(self.errors.sqnr_db),
+                "max_abs_error": self.errors.max_abs_error,
+                "bits_per_weight": finite(plan.bits_per_weight),
+                "nbytes": plan.nbytes,
+                "nbytes_after": plan.nbytes_after,
+                "kept_share": plan.kept_share,
+                "seconds": self.seconds,
+            },
+        }
+
+
+def finite(value: float) -> float | None:
+    """The value, or None where JSON has no number for it."""
+    return value if math.isfinite(value) else None
