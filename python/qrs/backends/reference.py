@@ -70,7 +70,7 @@ class Reference:
         self, lo: Float32, hi: Float32, qmin: int, qmax: int, symmetric: bool, scale_dtype: str
     ) -> tuple[Float32, NDArray[np.int32] | None]:
         """Scale (rounded to `scale_dtype`, as float32) and zero point of ranges. Class A."""
-        with np.errstate(over="ignore", under="ignore"):
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             if symmetric:
                 scale = np.maximum(hi / np.float32(qmax), lo / np.float32(qmin))
             else:
