@@ -124,8 +124,8 @@ pub(crate) fn unpack_row(packed: &[u8], bits: u32, codes: &mut [u8]) {
 #[inline(always)]
 fn pack_eights<const BITS: usize>(codes: &[u8], packed: &mut [u8]) {
     let (eights, rest) = codes.as_chunks::<8>();
-    let (words, tail) = packed.as_chunks_mut::<BITS>();
-    for (word, &eight) in words.iter_mut().zip(eights) {
+    let (words, tail) = packed.split_at_mut(eights.len() * BITS);
+    for (word, &eight) in words.as_chunks_mut::<BITS>().0.iter_mut().zip(eights) {
         word.copy_from_slice(&pack_word::<BITS>(u64::from_le_bytes(eight)).to_le_bytes()[..BITS]);
     }
     if !rest.is_empty() {
@@ -139,8 +139,8 @@ fn pack_eights<const BITS: usize>(codes: &[u8], packed: &mut [u8]) {
 #[inline(always)]
 fn unpack_eights<const BITS: usize>(packed: &[u8], codes: &mut [u8]) {
     let (eights, rest) = codes.as_chunks_mut::<8>();
-    let (words, tail) = packed.as_chunks::<BITS>();
-    for (&bytes, eight) in words.iter().zip(eights) {
+    let (words, tail) = packed.split_at(eights.len() * BITS);
+    for (&bytes, eight) in words.as_chunks::<BITS>().0.iter().zip(eights) {
         *eight = unpack_word::<BITS>(word_of(&bytes)).to_le_bytes();
     }
     if !rest.is_empty() {
