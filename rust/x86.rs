@@ -20,7 +20,7 @@
 //! per level (`simd.rs`).
 
 #[cfg(target_arch = "x86_64")]
-use crate::simd::{level, Level};
+use crate::simd::{Level, level};
 
 /// Outputs of at least this many bytes are streamed; smaller ones may still be in a cache when the
 /// caller reads them.
