@@ -54,6 +54,7 @@ class Case:
     def __init__(self, x: np.ndarray, group_size: int, rule: Rule) -> None:
         self.x, self.group_size, self.rule = x, group_size, rule
         self.dtype = x.dtype.name
+        self._faults: dict[str, KernelFault | None] = {}
 
     @cached_property
     def ranges(self):
@@ -78,22 +79,25 @@ class Case:
         return REFERENCE.pack_bits(self.codes, self.rule.bits)
 
     def prepare(self, op: str) -> KernelFault | None:
-        """Compute what `op` needs; the fault, where the reference cannot."""
-        needs = {
-            "choose_qparams_affine": "ranges",
-            "quantize_affine": "qparams",
-            "dequantize_affine": "codes",
-            "pack_bits": "codes",
-            "unpack_bits": "packed",
-            "dequantize_affine_packed": "packed",
-        }
-        try:
-            getattr(self, needs.get(op, "x"))
-        except KernelFault as fault:
-            return fault
-        return None
+        """Compute what `op` needs, once; the fault, where the reference cannot."""
+        if op not in self._faults:
+            self._faults[op] = None
+            try:
+                getattr(self, NEEDS.get(op, "x"))
+            except KernelFault as fault:
+                self._faults[op] = fault
+        return self._faults[op]
 
 
+# What an operation takes from earlier ones.
+NEEDS = {
+    "choose_qparams_affine": "ranges",
+    "quantize_affine": "qparams",
+    "dequantize_affine": "codes",
+    "pack_bits": "codes",
+    "unpack_bits": "packed",
+    "dequantize_affine_packed": "packed",
+}
 # op -> arguments without `out`. The fused operations choose their own scales here; with scales
 # given they are the "given" variants.
 ARGUMENTS = {

@@ -182,6 +182,8 @@ def test_a_range_wider_than_float32_divides_before_it_subtracts():
         (0, 127 * 65520, -127, 127, True, "float16", "scale_overflow"),  # 65520 is a tie
         (0, F32_MAX, -127, 127, True, "float16", "scale_overflow"),
         (-F32_MAX, F32_MAX, 0, 255, False, "float32", "decode_overflow"),
+        (0, F32_MAX, -127, 127, True, "float32", "decode_overflow"),
+        (0, F32_MAX, 0, 255, False, "bfloat16", "decode_overflow"),  # bfloat16 rounds it up
         (0, F32_MAX, -1, 1, True, "bfloat16", "scale_overflow"),
     ],
 )
@@ -193,17 +195,13 @@ def test_overflow_is_a_fault(lo, hi, qmin, qmax, symmetric, scale_dtype, reason)
     assert fault == (reason, 1)
 
 
-def test_float32_max_where_it_fits():
-    """f32max / 127 rounds down, so 127 steps stay finite, or up, and then it is a fault."""
-    scale = np.float32(F32_MAX) / np.float32(127)
-    with np.errstate(over="ignore"):
-        fits = np.isfinite(scale * np.float32(127))
-    if fits:
-        assert choose(0, F32_MAX, -127, 127, True) == (float(scale), None)
-    else:
-        ranges = f32([0]), f32([F32_MAX])
-        fault = reported(REFERENCE.choose_qparams_affine, *ranges, -127, 127, True, "float32")
-        assert fault == ("decode_overflow", 0)
+def test_float32_max_fits_where_the_division_does_not_round_up():
+    """f32max = (2^24 - 1) * 2^104 and 2^24 - 1 = 3^2 * 5 * 7 * 13 * 17 * 241: 7 and 15 divide it.
+
+    127 does not, the quotient rounds up, and 127 steps of it are infinite: see the faults above.
+    """
+    assert choose(0, F32_MAX, -7, 7, True) == (F32_MAX / 7, None)
+    assert choose(0, F32_MAX, 0, 15, False) == (F32_MAX / 15, 0)
 
 
 def test_just_below_the_float16_overflow():
