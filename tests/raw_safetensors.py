@@ -1,9 +1,11 @@
-"""Safetensors files made by hand, right and wrong."""
+"""Safetensors files made by hand, right and wrong, and by the Writer."""
 
 import json
 import struct
 from pathlib import Path
 from typing import Any
+
+from qrs.formats.safetensors import Writer, dtype_name
 
 
 def raw_file(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
@@ -22,3 +24,11 @@ def write(folder: Path, header: Any, data: bytes = b"", length: int | None = Non
     path = folder / "x.safetensors"
     path.write_bytes(raw_file(header, data, length))
     return path
+
+
+def write_all(path: Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
+    """A file of these arrays."""
+    layout = [(name, dtype_name(array.dtype), array.shape) for name, array in tensors.items()]
+    with Writer(path, layout, metadata) as writer:
+        for name, array in tensors.items():
+            writer.write(name, array)
