@@ -13,11 +13,11 @@
 False
 """
 
-from .inspect import Contents, Stored, inspect_checkpoint
+from .contents import Contents, Stored, inspect_checkpoint
 from .output import Output
 from .plan import Plan, TensorPlan, make_plan
 from .report import ErrorSums, Report, TensorReport
-from .select import Selection
+from .selection import Selection
 from .source import Checkpoint, open_checkpoint
 from .stream import (
     Progress,

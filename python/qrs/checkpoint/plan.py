@@ -20,7 +20,7 @@ from ..formats.header import nbytes as file_nbytes
 from ..formats.qrs_file import Entry, Layout, check_names
 from ..granularity import PerAxis, PerGroup, PerTensor
 from ..schemes import Int, Scheme, as_scheme
-from .select import EMBEDDING, KEEP, Selection, source_dtype
+from .selection import EMBEDDING, KEEP, Selection, source_dtype
 
 MIB = 1 << 20
 BLOCK_BYTES = 8 * MIB
@@ -58,13 +58,24 @@ class TensorPlan:
         return math.prod(self.shape)
 
     @property
+    def is_rowwise(self) -> bool:
+        """Whether rows of the stored matrix have scales of their own: blocks give the same bits."""
+        granularity = getattr(self.scheme, "granularity", None)
+        if isinstance(granularity, PerAxis):
+            return granularity.axis % len(self.stored_shape) == 0
+        return isinstance(granularity, PerGroup)
+
+    @property
     def working_bytes(self) -> int:
-        """What is held at once while this tensor is quantized."""
+        """What is held at once while this tensor is quantized, beside blocks of some MiB."""
         if self.scheme is None:
-            return min(self.nbytes, BLOCK_BYTES)
+            return 0
+        if self.is_rowwise:
+            return self.nbytes_after + min(8, self.shape[0]) * 2 * self.nbytes // self.shape[0]
+        # Columns are brought together first: a copy of the tensor, and one of the codes.
+        copies = 1 + isinstance(getattr(self.scheme, "granularity", None), PerAxis)
         as_float32 = self.size * 4 if self.dtype == "F64" else 0
-        one_row = 4 * self.size // self.stored_shape[0]
-        return self.nbytes + self.nbytes_after + max(as_float32, one_row)
+        return copies * (self.nbytes + self.nbytes_after) + as_float32
 
     @property
     def entry(self) -> Entry | None:
@@ -162,7 +173,7 @@ def make_plan(
     scheme : for the weights.
     embeddings : a scheme for the embeddings, which stay as they are without it. "int8" and its
         kin, which would be one scale for the whole table, mean one scale per row here.
-    include, exclude : name patterns, see `qrs.checkpoint.select`.
+    include, exclude : name patterns, see `qrs.checkpoint.selection`.
 
     Raises `ArgValueError` for a pattern that matches nothing, for a scheme that does not fit a
     tensor, and for stored names that would collide.

@@ -1,12 +1,15 @@
-"""Run a plan: tensor by tensor, at most one tensor in memory, nothing seen until all is written.
+"""Run a plan: tensor by tensor, in blocks of rows, and nothing is seen until all is written.
 
-A quantized tensor is read whole, since its scheme may need to look at all of it; a kept one is
-copied in pieces. Decoding works in blocks of rows. So the peak is that of the largest quantized
-tensor, its parts, and some pieces: less than three times the largest tensor + 256 MiB.
+Where rows have scales of their own, a tensor is read and quantized a block of rows at a time, and
+only its parts are held; where a scale spans rows (one per tensor, or per column), it is read whole.
+Kept tensors are copied in pieces, decoding works in blocks. So the peak stays below three times the
+largest tensor + 256 MiB (with the reference backend only where rows have their own scales: a whole
+tensor at once costs it several float32 copies).
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +34,7 @@ from .plan import BLOCK_BYTES, Plan, TensorPlan, make_plan
 from .report import ErrorSums, Report, TensorReport
 from .source import Checkpoint, Shard, open_checkpoint
 
+Array = NDArray[Any]
 PathLike = str | os.PathLike[str]
 Progress = Callable[[str, int], None]
 """Called as `progress(tensor name, bytes of the source that are done since the last call)`."""
@@ -116,9 +120,7 @@ def run_plan(
         if t.scheme is None:
             copy_tensor(file, name, writer, progress)
             return
-        report.tensors.append(quantize_tensor(file, t, writer, backend))
-        if progress is not None:
-            progress(name, t.nbytes)
+        report.tensors.append(quantize_tensor(file, t, writer, backend, progress))
 
     def layout(shard: Shard) -> tuple[Layout, dict[str, Entry]]:
         plans = [by_name[name] for name in shard.names]
@@ -132,23 +134,40 @@ def run_plan(
 
 
 def quantize_tensor(
-    file: QrsFile, t: TensorPlan, writer: Writer, backend: str | None
+    file: QrsFile, t: TensorPlan, writer: Writer, backend: str | None, progress: Progress | None
 ) -> TensorReport:
     """Quantize one tensor of `file` and write its parts."""
     started = time.perf_counter()
     assert t.scheme is not None
-    x = file.read(t.name).reshape(t.stored_shape)
-    try:
-        qt = api.quantize(x, t.scheme, backend=backend)
-    except QrsError as error:
-        as_stored = "" if t.stored_shape == t.shape else f" as {t.stored_shape}"
-        raise _of_tensor(error, f"{quote(t.name)}{as_stored}") from error
-    for leaf, array in qt.leaves():
-        writer.write(f"{t.name}.{leaf}", array)
     errors = ErrorSums()
-    for rows in row_blocks(qt.shape):
-        errors.add(x[rows], qt[rows].dequantize(backend=backend))
+    # Each part as the pieces that the blocks give. Blocks start at multiples of 8 rows, so that
+    # zero points packed along the rows (a scale per row) meet on a byte.
+    pieces: dict[str, list[Array]] = {}
+    for rows in row_blocks(t.stored_shape, 8) if t.is_rowwise else [slice(0, t.shape[0])]:
+        x = file.read_rows(t.name, rows.start, rows.stop).reshape(-1, *t.stored_shape[1:])
+        try:
+            qt = api.quantize(x, t.scheme, backend=backend)
+        except ArgValueError as error:
+            raise explain(file, t, error, backend) from None
+        for leaf, array in qt.leaves():
+            pieces.setdefault(leaf, []).append(array)
+        for part in row_blocks(qt.shape):
+            errors.add(x[part], qt[part].dequantize(backend=backend))
+        if progress is not None:
+            progress(t.name, x.nbytes)
+    for leaf, arrays in pieces.items():
+        writer.write_chunks(f"{t.name}.{leaf}", map(as_bytes, arrays))
     return TensorReport(t, errors, time.perf_counter() - started)
+
+
+def explain(file: QrsFile, t: TensorPlan, error: QrsError, backend: str | None) -> QrsError:
+    """The error of the whole tensor: one of a block of rows has neither its indices nor counts."""
+    try:
+        api.quantize(file.read(t.name).reshape(t.stored_shape), t.scheme, backend=backend)
+    except QrsError as whole:
+        error = whole
+    as_stored = "" if t.stored_shape == t.shape else f" as {t.stored_shape}"
+    return _of_tensor(error, f"{quote(t.name)}{as_stored}")
 
 
 def dequantize_checkpoint(
@@ -240,21 +259,32 @@ def copy_tensor(file: QrsFile, name: str, writer: Writer, progress: Progress | N
     writer.write_chunks(name, pieces())
 
 
-def row_blocks(shape: Sequence[int]) -> Iterator[slice]:
-    """Slices of the leading axis that cut a float32 array of `shape` into blocks of some MiB."""
-    row_bytes = 4 * int(np.prod(shape[1:], dtype=np.int64))
-    step = max(1, BLOCK_BYTES // max(1, row_bytes))
+def row_blocks(shape: Sequence[int], least: int = 1) -> Iterator[slice]:
+    """Slices of the leading axis that cut an array of `shape` into blocks of some MiB.
+
+    Each starts at a multiple of `least` rows.
+
+    >>> list(row_blocks((20, 100_000), least=8))
+    [slice(0, 16, None), slice(16, 20, None)]
+    """
+    row_bytes = 4 * math.prod(shape[1:])
+    step = max(1, BLOCK_BYTES // max(1, row_bytes) // least) * least
     for start in range(0, shape[0], step):
-        yield slice(start, start + step)
+        yield slice(start, min(start + step, shape[0]))
 
 
-def _decoded(name: str, qt: QTensor, dtype: str, backend: str | None) -> Iterator[NDArray[Any]]:
+def as_bytes(array: Array) -> NDArray[np.uint8]:
+    """The bytes of an array in C order."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _decoded(name: str, qt: QTensor, dtype: str, backend: str | None) -> Iterator[NDArray[np.uint8]]:
     for rows in row_blocks(qt.shape):
         try:
             block = qt[rows].dequantize(dtype, backend=backend)
         except QrsError as error:
             raise _of_tensor(error, quote(name)) from error
-        yield block.reshape(-1).view(np.uint8)
+        yield as_bytes(block)
 
 
 def _of_tensor(error: QrsError, tensor: str) -> QrsError:
