@@ -40,12 +40,18 @@ test: $(VENV)/.test ## Run every test: cargo test, then pytest with the docstrin
 	@$(BIN)/python -m pytest
 
 .PHONY: lint
-lint: $(VENV)/.lint ## Check formats, clippy, ruff, mypy --strict, and the stub of the extension
+lint: lint-rust lint-python ## Check formats, clippy, ruff, mypy --strict, and the extension's stub
+
+.PHONY: lint-rust
+lint-rust: $(VENV)/.made
 	$(SAY) 'rustfmt'
 	@cargo fmt --check
 	$(SAY) 'clippy'
 	@PYO3_PYTHON="$(abspath $(BIN)/python)" \
 	  cargo clippy --locked --quiet --all-features --all-targets -- -D warnings
+
+.PHONY: lint-python
+lint-python: $(VENV)/.lint
 	$(SAY) 'ruff'
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
