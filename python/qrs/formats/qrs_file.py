@@ -30,6 +30,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from ..constants import DTYPES
 from ..errors import ArgTypeError, ArgValueError, FormatError
 from ..qtensor import QTensor
 from ..schemes import Scheme, from_dict
@@ -201,7 +202,7 @@ class QrsFile(SafetensorsFile):
         leaves = {path: self.read(info.name) for path, info in self._leaves[name].items()}
         try:
             qt = QTensor.from_leaves(entry.scheme, entry.shape, entry.dtype, leaves)
-        except ArgValueError as error:
+        except (ArgTypeError, ArgValueError) as error:
             self.fail(str(error), name, error.arg)
         if entry.source_shape is not None:
             qt.info["source_shape"] = entry.source_shape
@@ -239,8 +240,11 @@ class QrsFile(SafetensorsFile):
         for key, shape in shapes.items():
             if not isinstance(shape, list) or not all(is_int(n) and n >= 0 for n in shape):
                 self.fail(f"{key}: got {quote(shape)}, expected integers of at least 0", name, key)
-        if not isinstance(fields["dtype"], str):
-            self.fail(f"dtype: got {quote(fields['dtype'])}, expected a name", name, "dtype")
+        if not fields["shape"]:
+            self.fail("shape: got [], expected one or more axes", name, "shape")
+        if not isinstance(fields["dtype"], str) or fields["dtype"] not in DTYPES:
+            expected = f"expected one of: {', '.join(DTYPES)}"
+            self.fail(f"dtype: got {quote(fields['dtype'])}, {expected}", name, "dtype")
         try:
             scheme = from_dict(fields["scheme"])
         except (TypeError, ValueError) as error:
