@@ -49,9 +49,10 @@ def layout_of(scheme: Int, shape: Shape) -> Layout:
     granularity.check(shape)
     view = granularity.rows(shape)
     # Kernel rows are stored rows if no axis has to move and either each is a row of the last
-    # axis, or those rows end on whole bytes, so that packing several in one go leaves no gaps.
+    # axis, or several that end on whole bytes, so that packing them in one go leaves no gaps.
     in_order = view.rows == 1 or granularity.keeps_order(shape)
-    packs_in_rows = in_order and (view.cols == shape[-1] or shape[-1] * scheme.bits % 8 == 0)
+    whole_bytes = view.cols > shape[-1] and shape[-1] * scheme.bits % 8 == 0
+    packs_in_rows = in_order and (view.cols == shape[-1] or whole_bytes)
     return Layout(
         view.rows,
         view.cols,
@@ -158,8 +159,8 @@ def dequantize(
         rows = scheme.granularity.to_rows(codes.reshape(shape))
         x_hat = backend.dequantize_affine(rows, layout.group_size, scale, zero_point, dtype)
         x_hat = copied(scheme.granularity.from_rows(x_hat, shape), out)
-    if dtype != "float32":
-        _check_overflow(scheme, scale, x_hat, dtype)
+    if dtype != "float32" and np.abs(scale).max() * np.float64(scheme.qmax - scheme.qmin) >= 65504:
+        _check_overflow(x_hat, "dtype")
     return x_hat if out is None else out
 
 
@@ -172,7 +173,9 @@ def fake_quantize(scheme: Int, x: Array, backend: Reference, out: Array | None) 
         scheme.granularity.to_rows(x), layout.group_size, scheme.qmin, scheme.qmax,
         scheme.symmetric, scheme.scale_dtype,
     )  # fmt: skip
-    return copied(scheme.granularity.from_rows(x_hat, x.shape), out)
+    x_hat = scheme.granularity.from_rows(x_hat, x.shape)
+    _check_overflow(x_hat, "x")
+    return copied(x_hat, out)
 
 
 def parts_of(
@@ -227,14 +230,18 @@ def _underflow_groups(rows: Array, group_size: int, scale: Float32, backend: Ref
     return int(np.count_nonzero(tiny & (scale == 1)))
 
 
-def _check_overflow(scheme: Int, scale: Float32, x_hat: Array, dtype: str) -> None:
-    greatest = float(np.abs(scale).max()) * (scheme.qmax - scheme.qmin)
-    if greatest < 65504 or not np.isinf(x_hat).any():
+def _check_overflow(x_hat: Array, arg: str) -> None:
+    """Raise where a finite float32 was rounded to an infinity of a narrower dtype."""
+    if x_hat.dtype == np.float32:
         return
-    at = np.unravel_index(int(np.argmax(np.isinf(x_hat))), x_hat.shape)
+    magnitude = x_hat.view(np.uint16) & 0x7FFF  # integers: numpy is slow on narrow floats
+    infinite = magnitude == np.array(np.inf, x_hat.dtype).view(np.uint16)
+    if not infinite.any():
+        return
+    at, dtype = np.unravel_index(int(np.argmax(infinite)), x_hat.shape), x_hat.dtype.name
     raise ArgValueError(
-        f"dtype: the decoded value at {index_text(at)} overflows {dtype}, expected float32",
-        arg="dtype",
+        f"{arg}: the decoded value at {index_text(at)} overflows {dtype}, expected float32",
+        arg=arg,
         value=dtype,
         expected="float32",
     )
