@@ -1,0 +1,72 @@
+"""Hypothesis strategies: integer schemes, and arrays that they fit."""
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import qrs
+
+DTYPES = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+    "float64": np.float64,
+}
+
+
+@st.composite
+def schemes(draw: st.DrawFn, granularity: Any = None) -> qrs.Int:
+    """Any valid `Int`; `granularity` is a granularity, or a strategy for one."""
+    signed = draw(st.booleans())
+    symmetric = signed and draw(st.booleans())
+    if granularity is None:
+        granularity = st.one_of(
+            st.just(qrs.PerTensor()),
+            st.builds(qrs.PerAxis, st.integers(-4, 4)),
+            st.builds(qrs.PerGroup, st.integers(1, 2**31 - 1), st.booleans()),
+        )
+    if isinstance(granularity, st.SearchStrategy):
+        granularity = draw(granularity)
+    return qrs.Int(
+        draw(st.integers(2, 8)),
+        signed=signed,
+        symmetric=symmetric,
+        full_range=symmetric and draw(st.booleans()),
+        granularity=granularity,
+        scale_dtype=draw(st.sampled_from(["float32", "float16", "bfloat16"])),
+    )
+
+
+def granularities(shape: tuple[int, ...]) -> st.SearchStrategy:
+    """Those that fit `shape`."""
+    cols = max(shape[-1], 1)
+    return st.one_of(
+        st.just(qrs.PerTensor()),
+        st.builds(qrs.PerAxis, st.integers(-len(shape), len(shape) - 1)),
+        st.sampled_from([n for n in range(1, cols + 1) if cols % n == 0]).map(qrs.PerGroup),
+        st.builds(qrs.PerGroup, st.integers(1, cols + 2), st.just(True)),
+    )
+
+
+shapes = hnp.array_shapes(min_dims=1, max_dims=4, min_side=1, max_side=9)
+
+
+def arrays(shape: Any = shapes, dtype: str = "float32", greatest: float = 6e4):
+    """Finite arrays; up to `greatest`, so that float16 can hold them and their scales."""
+    width = 64 if dtype == "float64" else 32
+    elements = st.floats(-greatest, greatest, width=width, allow_nan=False)
+    # Values that repeat and lie between the codes find more than uniform noise does.
+    elements |= st.integers(-40, 40).map(lambda n: n / 4)
+    return hnp.arrays(DTYPES["float64"], shape, elements=elements).map(
+        lambda x: x.astype(DTYPES[dtype])
+    )
+
+
+@st.composite
+def fitting(draw: st.DrawFn, dtype: str = "float32") -> tuple[np.ndarray, qrs.Int]:
+    """An array and a scheme that fits it."""
+    x = draw(arrays(dtype=dtype))
+    return x, draw(schemes(granularities(x.shape)))
