@@ -190,7 +190,8 @@ def _replaced_folder(target: str, overwrite: bool) -> os.stat_result | None:
 
 def _inherit(fd: int, target: str, old: os.stat_result) -> None:
     """Give a new file the owner, mode and ACL of the one that it replaces."""
-    if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
+    new = os.fstat(fd)
+    if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
         with suppress(OSError):  # only root may give files away
             os.fchown(fd, old.st_uid, old.st_gid)
     os.fchmod(fd, old.st_mode & 0o777)
