@@ -77,8 +77,8 @@ bench: $(VENV)/.bench ## Measure the kernels and the public API (an idle machine
 test-cpus: $(VENV)/.test qemu ## Same bits on old CPUs: the tests under an emulated Nehalem and Haswell
 	$(SAY) 'Rust tests on a CPU without SSE4.1 (emulated: minutes)'
 	@CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='qemu-x86_64 -cpu qemu64' cargo test --locked --lib
-	$(SAY) 'Python on Nehalem and Haswell against this machine'
-	@$(BIN)/python tests/cpus/compare.py
+	$(SAY) 'Python tests: Nehalem and Haswell against this machine'
+	@$(BIN)/python -m pytest -m cpus
 
 .PHONY: test-slow
 test-slow: $(VENV)/.test ## Every finite float32 through int8 at every SIMD level (minutes)

@@ -1,6 +1,6 @@
 """Print the SIMD level that runs here and a digest of what every operation gives, as JSON.
 
-compare.py runs this on the real CPU and under emulated ones. The arrays and calls are those of
+test_cpus.py runs this on the real CPU and under emulated ones. The arrays and calls are those of
 test_parity.py, in which the Rust kernels are compared with the reference; one thread and three.
 """
 
@@ -18,9 +18,6 @@ from nasty import FLOATS, faulty, nasty
 from qrs.backends.reference import OPERATIONS
 from qrs.backends.rust import Rust
 
-# A few rules stand for all: emulation is slow, and test_parity.py has the rest.
-NAMES = ("int8", "uint8", "int4-asym-f16", "int3", "uint5-bf16")
-
 
 def digests(threads: int) -> dict[str, str]:
     """A digest of each operation on each array, over rules and group sizes; faults count too."""
@@ -29,7 +26,7 @@ def digests(threads: int) -> dict[str, str]:
     for dtype in FLOATS:
         for name, x in {**nasty(dtype), **faulty(dtype)}.items():
             sizes = sorted({max(x.shape[1], 1), 7, 32})
-            cases = [Case(x, size, RULES[rule]) for size in sizes for rule in NAMES]
+            cases = [Case(x, size, rule) for size in sizes for rule in RULES.values()]
             for op in OPERATIONS:
                 results = repr([bits_of(call(backend, op, case)) for case in cases])
                 digest = hashlib.sha256(results.encode()).hexdigest()
