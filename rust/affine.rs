@@ -10,9 +10,9 @@ use crate::numeric::{
 };
 use crate::pack::{pack_row, packed_len, sign_bit, unpack_row};
 use crate::range::{all_finite, group_range, range_groups};
-use crate::rows::{Block, Grid, Output, TILE, for_each_block, take, take_mut};
+use crate::rows::{Block, Grid, Output, TILE, for_each_block, take, take_mut, take_up_to};
 use crate::simd::multiversion;
-use crate::x86::STREAM_MIN_BYTES;
+use crate::x86::{STREAM_MIN_BYTES, Streamable, prefetch};
 
 /// Groups whose ranges are found before their parameters are chosen, all at once.
 const BATCH: usize = 128;
@@ -52,6 +52,24 @@ pub struct Given<'a> {
     pub scale: &'a [f32],
     /// One zero point for each group.
     pub zero_point: Option<&'a [i32]>,
+}
+
+/// Where parameters that are chosen go.
+struct Chosen<'a> {
+    scale: &'a mut [f32],
+    zero_point: Option<&'a mut [i32]>,
+}
+
+impl<'a> Chosen<'a> {
+    /// Cuts off the places of the first `groups`.
+    fn take(&mut self, groups: usize) -> Chosen<'a> {
+        let zero_point = self.zero_point.as_mut().map(|rest| take_mut(rest, groups));
+        Chosen { scale: take_mut(&mut self.scale, groups), zero_point }
+    }
+
+    fn given(&self) -> Given<'_> {
+        Given { scale: self.scale, zero_point: self.zero_point.as_deref() }
+    }
 }
 
 impl Given<'_> {
@@ -169,18 +187,10 @@ pub fn quantize_affine_packed<E: Element>(
     packed: &mut [u8],
 ) -> Result<(), Fault> {
     assert_eq!(packed.len(), grid.rows * packed_len(grid.cols, bits));
-    let stream = size_of_val(packed) >= STREAM_MIN_BYTES;
-    let mut packed = packed;
-    for_each_block_with_params::<E, _>(
-        x,
-        grid,
-        codes,
-        params,
-        |block| take_mut(&mut packed, block.packed_len(bits)),
-        |block, x, given, packed| {
-            encode_block::<E>(x, grid, block, given, codes, bits, Output::new(packed, stream));
-        },
-    )
+    let out_len = |block: &Block| block.packed_len(bits);
+    for_each_part::<E, _>(x, grid, codes, params, packed, out_len, |part, out| {
+        encode_part::<E>(part, codes, bits, out);
+    })
 }
 
 /// The values of the codes of `x`: what dequantizing the quantized array gives.
@@ -195,18 +205,9 @@ pub fn fake_quantize_affine<E: Element>(
     x_hat: &mut [E::Repr],
 ) -> Result<(), Fault> {
     assert_eq!(x_hat.len(), grid.len());
-    let stream = size_of_val(x_hat) >= STREAM_MIN_BYTES;
-    let mut x_hat = x_hat;
-    for_each_block_with_params::<E, _>(
-        x,
-        grid,
-        codes,
-        params,
-        |block| take_mut(&mut x_hat, block.len()),
-        |block, x, given, x_hat| {
-            encode_decode_block::<E>(x, grid, block, given, codes, Output::new(x_hat, stream));
-        },
-    )
+    for_each_part::<E, _>(x, grid, codes, params, x_hat, Block::len, |part, out| {
+        encode_decode_part::<E>(part, codes, out);
+    })
 }
 
 /// The values of packed codes; with `bits` = 8, of codes of one byte.
@@ -235,92 +236,116 @@ pub fn dequantize_affine_packed<E: Element>(
     debug_assert!(result.is_ok());
 }
 
-/// Runs `work` on each block of `x` with the parameters of its groups, which are chosen just before
-/// while the block is in the cache. Everything is found finite, or `work` is of no use.
-fn for_each_block_with_params<E: Element, J>(
+/// A part of the input, with what is needed to encode it.
+struct Part<'a, E: Element> {
+    x: &'a [E::Repr],
+    /// The input after it, as much again, which the same thread takes next.
+    ahead: &'a [E::Repr],
+    /// What `block` is a block of.
+    grid: Grid,
+    block: &'a Block,
+    given: Given<'a>,
+}
+
+/// Runs `work` on each part of `x` with the parameters of its groups, and the place in `out` where
+/// its `out_len` results go. Parameters are chosen just before, while the part is in the cache.
+fn for_each_part<E: Element, T: Streamable + Send>(
     x: &[E::Repr],
     grid: Grid,
     codes: Codes,
     params: Params,
-    mut cut: impl FnMut(&Block) -> J + Send,
-    work: impl Fn(&Block, &[E::Repr], Given, J) + Sync,
+    out: &mut [T],
+    out_len: impl Fn(&Block) -> usize + Sync,
+    work: impl Fn(Part<E>, &mut Output<T>) + Sync,
 ) -> Result<(), Fault> {
     assert_eq!(x.len(), grid.len());
-    let mut rest = x;
+    let stream = size_of_val(out) >= STREAM_MIN_BYTES;
+    let (mut x_rest, mut out_rest) = (x, out);
+    let mut cut = |block: &Block| {
+        let out = take_mut(&mut out_rest, out_len(block));
+        (take(&mut x_rest, block.len()), Output::new(out, stream))
+    };
+    let encode = |block: &Block, x, given: Given, mut out: Output<T>| {
+        let given = given.of(block);
+        work(Part { x, ahead: &[], grid, block, given }, &mut out);
+        out.finish();
+    };
     match params {
-        Params::Given(given) => for_each_block(
-            grid,
-            |block| (take(&mut rest, block.len()), cut(block)),
-            |block, (x, job)| {
-                work(&block, x, given.of(&block), job);
-                all_finite::<E>(x)
-            },
-        ),
-        Params::Choose { scale_dtype, scale, zero_point } if grid.keeps_groups_whole() => {
-            let (mut scale, mut zero_point) = (scale, zero_point);
-            let cut = |block: &Block| {
-                let groups = block.groups.len();
-                let zero_point = zero_point.as_mut().map(|rest| take_mut(rest, groups));
-                (take(&mut rest, block.len()), take_mut(&mut scale, groups), zero_point, cut(block))
-            };
-            for_each_block(grid, cut, |block, (x, scale, mut zero_point, job)| {
-                let within = block.grid(grid);
-                choose_block::<E>(x, within, codes, scale_dtype, scale, zero_point.as_deref_mut())
-                    .map_err(|fault| fault.after(block.groups.start))?;
-                work(&block, x, Given { scale, zero_point: zero_point.as_deref() }, job);
-                Ok(())
-            })
-        }
-        Params::Choose { scale_dtype, scale, mut zero_point } => {
+        Params::Given(given) => for_each_block(grid, cut, |block, (x, out)| {
+            encode(&block, x, given, out);
+            all_finite::<E>(x)
+        }),
+        Params::Choose { scale_dtype, scale, mut zero_point } if !grid.keeps_groups_whole() => {
             let (mut lo, mut hi) = (vec![0.0; scale.len()], vec![0.0; scale.len()]);
             group_range::<E>(x, grid, &mut lo, &mut hi)?;
             let chosen = zero_point.as_deref_mut();
             choose_qparams_affine(&lo, &hi, codes, scale_dtype, scale, chosen)?;
             let given = Given { scale, zero_point: zero_point.as_deref() };
-            for_each_block(
-                grid,
-                |block| (take(&mut rest, block.len()), cut(block)),
-                |block, (x, job)| {
-                    work(&block, x, given.of(&block), job);
-                    Ok(())
-                },
-            )
+            for_each_block(grid, cut, |block, (x, out)| {
+                encode(&block, x, given, out);
+                Ok(())
+            })
+        }
+        Params::Choose { scale_dtype, scale, zero_point } => {
+            let mut chosen = Chosen { scale, zero_point };
+            let cut = |block: &Block| (cut(block), chosen.take(block.groups.len()));
+            for_each_block(grid, cut, |block, ((mut x, mut out), mut chosen)| {
+                let (grid, first) = (block.grid(grid), block.groups.start);
+                let mut result = Ok(());
+                for block in grid.parts() {
+                    let now = take(&mut x, block.len());
+                    let mut chosen = chosen.take(block.groups.len());
+                    let within = block.grid(grid);
+                    match choose_part::<E>(now, within, codes, scale_dtype, &mut chosen) {
+                        Err(Fault::NonFinite) => return Err(Fault::NonFinite),
+                        // Values that are not finite may come yet, and are the graver fault.
+                        found => {
+                            result =
+                                result.and(found.map_err(|f| f.after(first + block.groups.start)))
+                        }
+                    }
+                    let given = chosen.given();
+                    let ahead = take_up_to(&mut { x }, now.len());
+                    work(Part { x: now, ahead, grid, block: &block, given }, &mut out);
+                }
+                out.finish();
+                result
+            })
         }
     }
 }
 
 /// Chooses the parameters of all groups of `x`, a batch at a time.
-fn choose_block<E: Element>(
+fn choose_part<E: Element>(
     x: &[E::Repr],
     grid: Grid,
     codes: Codes,
     scale_dtype: ScaleDtype,
-    scale: &mut [f32],
-    mut zero_point: Option<&mut [i32]>,
+    chosen: &mut Chosen,
 ) -> Result<(), Fault> {
     let (mut lo, mut hi) = ([0.0; BATCH], [0.0; BATCH]);
     let mut result = Ok(());
-    for (batch, scale) in scale.chunks_mut(BATCH).enumerate() {
+    for (batch, scale) in chosen.scale.chunks_mut(BATCH).enumerate() {
         let (first, n) = (batch * BATCH, scale.len());
         let (lo, hi) = (&mut lo[..n], &mut hi[..n]);
         range_groups::<E>(x, grid, first, lo, hi)?;
-        let zero_point = zero_point.as_deref_mut().map(|all| &mut all[first..first + n]);
+        let zero_point = chosen.zero_point.as_deref_mut().map(|all| &mut all[first..first + n]);
         let chosen = choose_qparams_affine(lo, hi, codes, scale_dtype, scale, zero_point);
-        // Values that are not finite may come yet, and are the graver fault.
         result = result.and(chosen.map_err(|fault| fault.after(first)));
     }
     result
 }
 
 multiversion! {
-    fn encode_block<E: Element>(
-        x: &[E::Repr], grid: Grid, block: &Block, given: Given, codes: Codes, bits: u32,
-        out: Output<u8>,
+    fn encode_part<E: Element>(
+        part: Part<E>, codes: Codes, bits: u32, out: &mut Output<u8>,
     ) {
-        let mut out = out;
+        let Part { x, ahead, grid, block, given } = part;
+        let mut ahead = ahead;
         let mut tile = [0; TILE];
         for (row, x) in x.chunks_exact(block.cols.len()).enumerate() {
             for (part, x) in block.tiles().zip(x.chunks(TILE)) {
+                prefetch(take_up_to(&mut ahead, x.len()));
                 let tile = &mut tile[..x.len()];
                 for segment in grid.segments(part) {
                     let (scale, zero_point) = given.group(block.index_of(row, segment.group));
@@ -333,18 +358,18 @@ multiversion! {
                 pack_row(tile, bits, out.next(packed_len(tile.len(), bits)));
             }
         }
-        out.finish();
     }
 }
 
 multiversion! {
-    fn encode_decode_block<E: Element>(
-        x: &[E::Repr], grid: Grid, block: &Block, given: Given, codes: Codes,
-        out: Output<E::Repr>,
+    fn encode_decode_part<E: Element>(
+        part: Part<E>, codes: Codes, out: &mut Output<E::Repr>,
     ) {
-        let mut out = out;
+        let Part { x, ahead, grid, block, given } = part;
+        let mut ahead = ahead;
         for (row, x) in x.chunks_exact(block.cols.len()).enumerate() {
             for (part, x) in block.tiles().zip(x.chunks(TILE)) {
+                prefetch(take_up_to(&mut ahead, x.len()));
                 let x_hat = out.next(x.len());
                 for segment in grid.segments(part) {
                     let (scale, zero_point) = given.group(block.index_of(row, segment.group));
@@ -356,7 +381,6 @@ multiversion! {
                 }
             }
         }
-        out.finish();
     }
 }
 

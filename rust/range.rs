@@ -116,13 +116,6 @@ fn range<E: Element>(x: &[E::Repr]) -> (f32, f32) {
 
 /// The largest lane.
 #[inline(always)]
-fn fold_max<B: Copy + Ord>(mut lanes: [B; LANES]) -> B {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            lanes[lane] = lanes[lane].max(lanes[lane + width]);
-        }
-        width /= 2;
-    }
-    lanes[0]
+fn fold_max<B: Copy + Ord>(lanes: [B; LANES]) -> B {
+    lanes.into_iter().fold(lanes[0], B::max)
 }

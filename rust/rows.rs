@@ -15,9 +15,12 @@ use crate::error::Fault;
 use crate::simd;
 use crate::x86::{StreamWriter, Streamable};
 
-/// Elements in a block, about: its float32 input (64 KB) stays in the caches close to the core
+/// Elements in a block, about: what a thread takes at a time.
+const BLOCK: usize = 1 << 16;
+
+/// Elements in a part of a block, about: its float32 input (16 KB) stays in the first-level cache
 /// between the pass that finds the range and the pass that encodes.
-const BLOCK: usize = 1 << 14;
+const PART: usize = 1 << 12;
 
 /// Groups up to this size are never cut, so that one pass over memory can do both.
 const LARGE_GROUP: usize = 1 << 16;
@@ -98,8 +101,9 @@ impl Grid {
         self.group_size.min(self.cols) <= LARGE_GROUP
     }
 
-    /// Columns of a block; a piece of a row starts on a byte however many bits a code has.
-    fn block_cols(&self) -> usize {
+    /// Columns of a block of about `size` elements where a row is larger. A piece of a row starts on
+    /// a byte however many bits a code has.
+    fn block_cols(&self, size: usize) -> usize {
         let step = if self.keeps_groups_whole() {
             // The least common multiple with 8.
             let group_size = self.group_size.min(self.cols);
@@ -107,13 +111,13 @@ impl Grid {
         } else {
             8
         };
-        step.saturating_mul((BLOCK / step).max(1)).min(self.cols)
+        step.saturating_mul((size / step).max(1)).min(self.cols)
     }
 
-    /// The blocks, in memory order, and how many there are.
-    fn blocks(self) -> (usize, impl Iterator<Item = Block> + Send) {
-        let whole_rows = (BLOCK / self.cols.max(1)).max(1);
-        let cols = if whole_rows > 1 { self.cols } else { self.block_cols() };
+    /// Blocks of about `size` elements, in memory order.
+    fn cut(self, size: usize) -> impl ExactSizeIterator<Item = Block> + Send {
+        let whole_rows = (size / self.cols.max(1)).max(1);
+        let cols = if whole_rows > 1 { self.cols } else { self.block_cols(size) };
         let rows = if cols == self.cols { whole_rows } else { 1 };
         let (down, across) = (self.rows.div_ceil(rows), self.cols.div_ceil(cols.max(1)));
         let per_row = self.groups_per_row();
@@ -126,7 +130,12 @@ impl Grid {
             let groups = row * per_row + row_groups.start..last_row * per_row + row_groups.end;
             Block { rows: block_rows, cols: col..last, groups, row_groups }
         };
-        (down * across, (0..down * across).map(block))
+        (0..down * across).map(block)
+    }
+
+    /// The parts of a block that has been made a grid of its own, in memory order.
+    pub(crate) fn parts(self) -> impl Iterator<Item = Block> {
+        self.cut(PART)
     }
 
     /// The groups that `cols` of a row touch.
@@ -227,6 +236,12 @@ pub(crate) fn take<'a, T>(rest: &mut &'a [T], n: usize) -> &'a [T] {
     head
 }
 
+/// Cuts the first `n` elements off `rest`, or all there are.
+#[inline(always)]
+pub(crate) fn take_up_to<'a, T>(rest: &mut &'a [T], n: usize) -> &'a [T] {
+    take(rest, n.min(rest.len()))
+}
+
 /// Cuts the first `n` elements off `rest`.
 pub(crate) fn take_mut<'a, T>(rest: &mut &'a mut [T], n: usize) -> &'a mut [T] {
     let (head, tail) = mem::take(rest).split_at_mut(n);
@@ -244,7 +259,8 @@ pub(crate) fn for_each_block<J>(
     mut cut: impl FnMut(&Block) -> J + Send,
     work: impl Fn(Block, J) -> Result<(), Fault> + Sync,
 ) -> Result<(), Fault> {
-    let (count, blocks) = grid.blocks();
+    let blocks = grid.cut(BLOCK);
+    let count = blocks.len();
     let jobs = Mutex::new(blocks.map(move |block| {
         let job = cut(&block);
         (block, job)

