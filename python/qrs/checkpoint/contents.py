@@ -87,7 +87,5 @@ def inspect_checkpoint(model: str | os.PathLike[str]) -> Contents:
                 continue
             parts = [shard.tensors[leaf].nbytes for leaf, _, _ in entry.layout(name)]
             shape = entry.source_shape or entry.shape
-            tensors.append(
-                Stored(name, entry.dtype, shape, str(entry.scheme), sum(parts), file)
-            )
+            tensors.append(Stored(name, entry.dtype, shape, str(entry.scheme), sum(parts), file))
     return Contents(tuple(tensors), metadata)

@@ -17,7 +17,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,13 +134,12 @@ class Output:
             else:
                 yield [(folder / SINGLE, shards)]
 
-    def write_index(self, destinations: Sequence[tuple[Path, Sequence[str]]], total: int) -> None:
-        """The index of a sharded output: where each stored tensor lies, and their bytes in all."""
-        weight_map = {name: path.name for path, names in destinations for name in names}
+    def write_index(self, folder: Path, weight_map: Mapping[str, str], total: int) -> None:
+        """The index of a sharded output: the file of each stored tensor, and their bytes in all."""
         metadata = {**self.source.index_metadata, "total_size": total}
         index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
         text = json.dumps(index, indent=2, ensure_ascii=False) + "\n"
-        atomic_write_bytes(destinations[0][0].parent / INDEX, text.encode())
+        atomic_write_bytes(folder / INDEX, text.encode())
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -24,7 +24,7 @@ from .selection import EMBEDDING, KEEP, Selection, source_dtype
 
 MIB = 1 << 20
 BLOCK_BYTES = 8 * MIB
-"""Kept tensors are copied, and errors are measured, in pieces of about this size."""
+"""Tensors are read, copied, quantized and measured in pieces of about this size."""
 
 PROCESS_BYTES = 96 * MIB
 """What the interpreter, numpy and the pieces take beside the largest tensor, roughly."""
@@ -130,14 +130,18 @@ class Plan:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits stored per quantized weight, scales and zero points counted; nan if there is none."""
+        """Bits stored per quantized weight, scales included; nan if there is none."""
         size = sum(t.size for t in self.quantized)
         return 8 * sum(t.nbytes_after for t in self.quantized) / size if size else math.nan
 
     @property
     def memory_bound(self) -> int:
-        """Bytes that the run never exceeds: three times the largest tensor + 256 MiB."""
-        return 3 * max((t.nbytes for t in self.tensors), default=0) + 256 * MIB
+        """Bytes that the run never exceeds: three times the largest tensor + 256 MiB.
+
+        A tensor counts with what it takes before or after, whichever is more.
+        """
+        largest = max((max(t.nbytes, t.nbytes_after) for t in self.tensors), default=0)
+        return 3 * largest + 256 * MIB
 
     @property
     def memory_estimate(self) -> int:
@@ -219,13 +223,15 @@ def fit(scheme: Scheme, shape: Shape) -> tuple[Scheme, Shape, str]:
     """The scheme and the shape that a tensor is stored with, and why if not as asked.
 
     >>> g32 = Int(4, group_size=32)
-    >>> fit(g32, (64, 128))
-    (Int(4, group_size=32), (64, 128), '')
+    >>> fit(g32, (64, 128)) == (g32, (64, 128), "")
+    True
     >>> fit(g32, (64, 32, 3, 3))[1:]
     ((64, 288), 'group_size=32 does not divide 3: groups run along the flattened (32, 3, 3)')
     >>> scheme, stored, why = fit(g32, (64, 100))
-    >>> str(scheme), stored, why
-    ('int4-g32-ragged', (64, 100), 'group_size=32 does not divide 100: each row ends in a group of 4')
+    >>> str(scheme), stored
+    ('int4-g32-ragged', (64, 100))
+    >>> why
+    'group_size=32 does not divide 100: the last group of a row has 4'
     """
     granularity = getattr(scheme, "granularity", None)
     if not isinstance(granularity, PerGroup) or shape[-1] % granularity.group_size == 0:
@@ -237,7 +243,7 @@ def fit(scheme: Scheme, shape: Shape) -> tuple[Scheme, Shape, str]:
         why += f"groups run along the flattened {shape[1:]}"
     if flat[1] % size == 0:
         return scheme, flat, why
-    why += ", and " * (len(shape) > 2) + f"each row ends in a group of {flat[1] % size}"
+    why += ", and " * (len(shape) > 2) + f"the last group of a row has {flat[1] % size}"
     assert isinstance(scheme, Int)
     return replace(scheme, granularity=PerGroup(size, ragged=True)), flat, why
 

@@ -98,7 +98,7 @@ class Selection:
 def refusal(dtype: str, shape: Sequence[int]) -> str:
     """Why a tensor can never be quantized, or an empty string."""
     if dtype not in FLOATS:
-        return f"{dtype}: quantized already" if dtype[:2] in {"F8", "F6", "F4"} else f"{dtype} values"
+        return f"{dtype} values" + ", quantized already" * (dtype[:2] in {"F8", "F6", "F4"})
     if len(shape) < 2:
         return "a vector" if shape else "a single value"
     return "" if all(shape) else "empty"

@@ -23,15 +23,38 @@ CARRIED_LIMIT = 64 << 20
 """Files of a checkpoint folder beside its shards are carried along up to this size in bytes."""
 
 WEIGHT_SUFFIXES = frozenset(
-    ".bin .ckpt .ggml .gguf .h5 .llamafile .mlmodel .mlpackage .msgpack .npy .npz .onnx .onnx_data"
-    " .ot .pb .pdparams .pickle .pkl .pt .pth .safetensors .tflite".split()
+    # fmt: off
+    [
+        ".bin",
+        ".ckpt",
+        ".ggml",
+        ".gguf",
+        ".h5",
+        ".llamafile",
+        ".mlmodel",
+        ".msgpack",
+        ".npy",
+        ".npz",
+        ".onnx",
+        ".onnx_data",
+        ".ot",
+        ".pb",
+        ".pdparams",
+        ".pickle",
+        ".pkl",
+        ".pt",
+        ".pth",
+        ".safetensors",
+        ".tflite",
+    ]
+    # fmt: on
 )
 """Other people's weight files: the same model once more, in full size."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The header of one file: `tensors` as they lie there, `quantized` and `names` as in QrsFile."""
+    """The header of one file; `tensors`, `quantized` and `names` as in QrsFile."""
 
     path: Path
     tensors: Mapping[str, TensorInfo]

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from .. import api, backends
 from ..constants import DTYPES
 from ..errors import ArgValueError, QrsError
-from ..formats.header import TensorInfo, dtype_name
+from ..formats.header import dtype_name
 from ..formats.header import nbytes as file_nbytes
-from ..formats.qrs_file import METADATA_KEY, Entry, Layout, QrsFile, qrs_metadata
+from ..formats.qrs_file import Entry, Layout, QrsFile, qrs_metadata
 from ..formats.safetensors import Writer
 from ..formats.strict_json import quote
 from ..qtensor import QTensor
@@ -38,6 +38,8 @@ Array = NDArray[Any]
 PathLike = str | os.PathLike[str]
 Progress = Callable[[str, int], None]
 """Called as `progress(tensor name, bytes of the source that are done since the last call)`."""
+Content = tuple[Layout, dict[str, Entry]]
+"""What comes of a shard: every stored tensor, and the entries of the quantized ones."""
 
 
 def plan_checkpoint(
@@ -122,7 +124,7 @@ def run_plan(
             return
         report.tensors.append(quantize_tensor(file, t, writer, backend, progress))
 
-    def layout(shard: Shard) -> tuple[Layout, dict[str, Entry]]:
+    def layout(shard: Shard) -> Content:
         plans = [by_name[name] for name in shard.names]
         entries = {t.name: t.entry for t in plans if t.entry is not None}
         return [part for t in plans for part in t.layout], entries
@@ -162,6 +164,7 @@ def quantize_tensor(
 
 def explain(file: QrsFile, t: TensorPlan, error: QrsError, backend: str | None) -> QrsError:
     """The error of the whole tensor: one of a block of rows has neither its indices nor counts."""
+    assert t.scheme is not None
     try:
         api.quantize(file.read(t.name).reshape(t.stored_shape), t.scheme, backend=backend)
     except QrsError as whole:
@@ -193,7 +196,7 @@ def dequantize_checkpoint(
     wanted = None if dtype is None else api.dtype_name(dtype)
     decoded: dict[str, str] = {}
 
-    def layout(shard: Shard) -> tuple[Layout, dict[str, Entry]]:
+    def layout(shard: Shard) -> Content:
         parts: Layout = []
         for name in shard.names:
             entry = shard.quantized.get(name)
@@ -202,7 +205,8 @@ def dequantize_checkpoint(
                 parts.append((name, info.dtype, info.shape))
                 continue
             decoded[name] = wanted or entry.dtype
-            parts.append((name, dtype_name(DTYPES[decoded[name]]), entry.source_shape or entry.shape))
+            stored = dtype_name(DTYPES[decoded[name]])
+            parts.append((name, stored, entry.source_shape or entry.shape))
         return parts, {}
 
     def write(file: QrsFile, name: str, writer: Writer) -> None:
@@ -223,28 +227,35 @@ def dequantize_checkpoint(
 def write_checkpoint(
     source: Checkpoint,
     output: Output,
-    layout: Callable[[Shard], tuple[Layout, dict[str, Entry]]],
+    convert: Callable[[Shard], Content],
     write: Callable[[QrsFile, str, Writer], None],
 ) -> None:
-    """Write every tensor of every shard: `layout` says what comes of a shard, `write` does it."""
-    layouts = {shard.path: layout(shard) for shard in source.shards}
-    total = sum(file_nbytes(d, shape) for parts, _ in layouts.values() for _, d, shape in parts)
+    """Write every tensor of every shard: `convert` says what comes of a shard, `write` does it."""
+    contents = {shard.path: convert(shard) for shard in source.shards}
+    layout = [part for parts, _ in contents.values() for part in parts]
+    total = sum(file_nbytes(dtype, shape) for _, dtype, shape in layout)
     output.check(total)
     with output.files() as files:
         for path, shards in files:
-            parts, entries, metadata = [], {}, {}
-            for shard in shards:
-                parts += layouts[shard.path][0]
-                entries.update(layouts[shard.path][1])
-                metadata.update({**shard.own_metadata, **metadata})
-            with Writer(path, parts, {**metadata, **qrs_metadata(entries)}) as writer:
+            with new_file(path, shards, [contents[shard.path] for shard in shards]) as writer:
                 for shard in shards:
                     with shard.open() as file:
                         for name in file.names:
                             write(file, name, writer)
         if source.is_sharded and not output.is_file:
-            names = [(p, [n for s in shards for n, *_ in layouts[s.path][0]]) for p, shards in files]
-            output.write_index(names, total)
+            stored = [(path.name, contents[shard.path][0]) for path, (shard,) in files]
+            weight_map = {name: file_name for file_name, parts in stored for name, *_ in parts}
+            output.write_index(files[0][0].parent, weight_map, total)
+
+
+def new_file(path: Path, shards: Sequence[Shard], contents: Sequence[Content]) -> Writer:
+    """The writer of one file that takes the contents of these shards, and their metadata."""
+    layout = [part for parts, _ in contents for part in parts]
+    entries = {name: entry for _, some in contents for name, entry in some.items()}
+    metadata: dict[str, str] = {}
+    for shard in shards:
+        metadata = {**shard.own_metadata, **metadata}
+    return Writer(path, layout, {**metadata, **qrs_metadata(entries)})
 
 
 def copy_tensor(file: QrsFile, name: str, writer: Writer, progress: Progress | None) -> None:
@@ -273,12 +284,12 @@ def row_blocks(shape: Sequence[int], least: int = 1) -> Iterator[slice]:
         yield slice(start, min(start + step, shape[0]))
 
 
-def as_bytes(array: Array) -> NDArray[np.uint8]:
+def as_bytes(array: Array) -> Array:
     """The bytes of an array in C order."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def _decoded(name: str, qt: QTensor, dtype: str, backend: str | None) -> Iterator[NDArray[np.uint8]]:
+def _decoded(name: str, qt: QTensor, dtype: str, backend: str | None) -> Iterator[Array]:
     for rows in row_blocks(qt.shape):
         try:
             block = qt[rows].dequantize(dtype, backend=backend)

@@ -1,0 +1,5 @@
+"""`python -m qrs`."""
+
+from .cli import main
+
+main()

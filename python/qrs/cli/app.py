@@ -1,0 +1,88 @@
+"""How the command line behaves whatever the command: errors, exit codes, broken pipes.
+
+Exit codes: 0 done; 1 an error of qrs or of the system, as one line `error: ...` on stderr; 2 a
+wrong command line, also one line, and nothing is written; 130 Ctrl-C; 141 nobody reads on. Standard
+output holds results only, and with `--json` nothing but one JSON document.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from ..errors import ArgTypeError, ArgValueError, QrsError
+from .escape import escaped
+
+# typer brings its own click, or needs click, depending on its version; both are reached through it.
+UsageError: Any = typer.BadParameter.__base__
+
+
+@contextmanager
+def usage() -> Iterator[None]:
+    """Turn a bad value into a usage error, while nothing but the command line can be at fault."""
+    try:
+        yield
+    except (ArgValueError, ArgTypeError) as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+class Command(TyperCommand):
+    """A command that refuses an option given twice, where only one value counts."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As in click, after a look at the options as they were typed."""
+        if "--help" not in args:
+            _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+            for param, count in Counter(given).items():
+                if count > 1 and not param.multiple and param.param_type_name == "option":
+                    raise UsageError(f"{param.opts[-1]} is given {count} times", ctx=ctx)
+        return list(super().parse_args(ctx, args))
+
+
+class Group(TyperGroup):
+    """The `qrs` command itself."""
+
+    def main(  # type: ignore[override]
+        self, args: Any = None, *, standalone_mode: bool = True, **kwargs: Any
+    ) -> Any:
+        """Run, print errors as one line, and exit with the code that the module names."""
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            code = super().main(args, standalone_mode=False, **kwargs)
+        except UsageError as error:
+            code = complain(error.format_message(), error.ctx)
+        except QrsError as error:
+            code = complain(str(error)) - 1
+        if not standalone_mode:
+            return code
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; an interrupted one leaves quietly."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # Nobody reads on: what is still buffered must not raise again when Python exits.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(141) from None
+        return result
+
+
+def complain(message: str, ctx: Any = None) -> int:
+    """Print an error as one line on stderr; the exit code of a usage error."""
+    hint = f" (see {ctx.command_path} --help)" if ctx is not None else ""
+    if message:  # there is none where the help was printed instead
+        print(f"error: {escaped(message)}{hint}", file=sys.stderr)
+    return 2

@@ -1,0 +1,223 @@
+"""The commands: quantize, dequantize, inspect, doctor."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .. import __version__, api, backends, checkpoint
+from ..errors import DeviceError
+from ..schemes import GRAMMAR, as_scheme
+from .app import Command, Group, UsageError, usage
+from .escape import escaped
+from .progress import progress
+from .show import show_contents, show_fallbacks, show_json, show_plan, show_report
+
+app = typer.Typer(
+    name="qrs",
+    cls=Group,
+    help="Quantize, inspect and dequantize checkpoints of neural networks.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="A model folder, a .safetensors file, or model.safetensors.index.json.",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="OUT",
+        help="Folder to make, or one file if it ends in .safetensors.",
+        show_default=False,
+    ),
+]
+Backend = Annotated[
+    str | None,
+    typer.Option(help=f"Who computes: {', '.join(backends.NAMES)}.", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at OUT.")]
+Patterns = list[str]
+
+
+def print_version(wanted: bool) -> None:
+    """`qrs --version`."""
+    if wanted:
+        print(f"qrs {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def qrs(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Quantize, inspect and dequantize checkpoints of neural networks."""
+
+
+@app.command(cls=Command)
+def quantize(
+    model: Model,
+    output: Out = None,
+    scheme: Annotated[str, typer.Option(help=f"For the weights: {GRAMMAR}.")] = "int8-axis0",
+    include: Annotated[
+        Patterns,
+        typer.Option(
+            metavar="PATTERN",
+            help="Quantize only tensors whose names match; repeatable.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006
+    exclude: Annotated[
+        Patterns,
+        typer.Option(
+            metavar="PATTERN",
+            help="Keep tensors whose names match; repeatable, wins over --include.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006
+    embeddings: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCHEME",
+            help="Quantize embeddings too; int8 is one scale per row here.",
+            show_default=False,
+        ),
+    ] = None,
+    backend: Backend = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan; compute and write nothing.")
+    ] = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Quantize the weights of MODEL into the checkpoint OUT.
+
+    By default floating-point tensors with two or more axes are quantized, but not embeddings,
+    norms and biases. Patterns are those of the shell: 'encoder.*', '*.query.weight'.
+    """
+    if dry_run and overwrite:
+        raise UsageError("--dry-run and --overwrite contradict each other")
+    if output is None and not dry_run:
+        raise UsageError("-o OUT is missing (or use --dry-run)")
+    check_values(backend, scheme, embeddings)
+    source = checkpoint.open_checkpoint(model)
+    with usage():
+        plan = checkpoint.plan_of(
+            source, scheme, embeddings=embeddings, include=include, exclude=exclude
+        )
+    destination = None if output is None else checkpoint.Output(source, output, overwrite)
+    if destination is not None:
+        with usage():
+            destination.check(plan.nbytes_after)
+    if dry_run or destination is None:
+        show_json(plan.to_dict()) if json else show_plan(plan)
+        return
+    if not json:
+        show_fallbacks(plan, sys.stderr)
+    with progress("quantizing", plan.nbytes, quiet=json) as step:
+        report = checkpoint.run_plan(source, plan, destination, backend, step)
+    show_json(report.to_dict()) if json else show_report(report)
+
+
+@app.command(cls=Command)
+def dequantize(
+    model: Model,
+    output: Out = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Of the decoded tensors; default: what they had.", show_default=False),
+    ] = None,
+    backend: Backend = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Decode a checkpoint that `qrs quantize` wrote: original names, shapes, dtypes, metadata."""
+    if output is None:
+        raise UsageError("-o OUT is missing")
+    check_values(backend)
+    with usage():
+        wanted = None if dtype is None else api.dtype_name(dtype)
+    nbytes = checkpoint.inspect_checkpoint(model).nbytes
+    with progress("dequantizing", nbytes, quiet=json) as step:
+        decoded = checkpoint.dequantize_checkpoint(
+            model, output, dtype=wanted, overwrite=overwrite, backend=backend, progress=step
+        )
+    if json:
+        show_json({"output": str(output), "decoded": decoded})
+        return
+    print(f"decoded {len(decoded)} tensors to {', '.join(sorted(set(decoded.values())))}")
+    print(f"wrote {escaped(str(output))}")
+
+
+@app.command(cls=Command)
+def inspect(model: Model, json: Json = False) -> None:
+    """List the tensors of a checkpoint: dtype, shape, scheme, size. Reads headers only."""
+    contents = checkpoint.inspect_checkpoint(model)
+    show_json(contents.to_dict()) if json else show_contents(contents)
+
+
+@app.command(cls=Command)
+def doctor(json: Json = False) -> None:
+    """Say what works on this machine, what does not, why, and what would fix it."""
+    facts = diagnose()
+    if json:
+        show_json(facts)
+        return
+    print(f"qrs {facts['version']}, Python {facts['python']}, {facts['machine']}")
+    if facts["simd_level"] is not None:
+        print(f"SIMD level: {facts['simd_level']}, available: {', '.join(facts['simd_levels'])}")
+        print(f"threads: {facts['threads']}")
+    for backend in facts["backends"]:
+        if backend["available"]:
+            print(f"backend {backend['name']}: available")
+            print(f"  operations: {', '.join(backend['operations'])}")
+        else:
+            print(f"backend {backend['name']}: missing: {backend['reason']}")
+            print(f"  to fix it: {backend['fix']}")
+
+
+def diagnose() -> dict[str, Any]:
+    """The facts of `qrs doctor`; SIMD and threads are None where the extension does not load."""
+    facts: dict[str, Any] = {
+        "version": __version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "simd_level": None,
+        "simd_levels": [],
+        "threads": None,
+        "backends": backends.describe(),
+    }
+    try:
+        facts["simd_level"] = backends.simd_level()
+        facts["simd_levels"] = importlib.import_module("qrs._qrs").simd_levels()
+        facts["threads"] = backends.num_threads()
+    except DeviceError:
+        pass  # the entry of the rust backend says why
+    return facts
+
+
+def check_values(backend: str | None, *schemes: str | None) -> None:
+    """Bad names are usage errors, found before a file is opened; so is a missing backend."""
+    with usage():
+        for scheme in schemes:
+            if scheme is not None:
+                as_scheme(scheme)
+        backends.resolve(backend)

@@ -1,0 +1,188 @@
+"""Results as tables for people and as JSON for machines, on stdout."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from ..checkpoint import Contents, Plan, Report, TensorPlan
+from .escape import escaped
+
+LEFT, RIGHT = "left", "right"
+
+
+def show_json(document: Any) -> None:
+    """One JSON document; numbers that JSON lacks were replaced by null before."""
+    json.dump(document, sys.stdout, indent=2, allow_nan=False)
+    sys.stdout.write("\n")
+
+
+def show_table(
+    columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], total: Sequence[str] = ()
+) -> None:
+    """A table; away from a terminal it is as wide as it needs, and nothing is cut or folded."""
+    table = Table(box=box.SIMPLE_HEAD, show_footer=bool(total), pad_edge=False)
+    for number, (title, side) in enumerate(columns):
+        footer = Text(total[number]) if total else ""
+        is_name = number == 0
+        table.add_column(
+            title,
+            footer,
+            justify="right" if side == RIGHT else "left",
+            no_wrap=not is_name,
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*(Text(escaped(cell)) for cell in row))
+    console = Console()
+    if not console.is_terminal:
+        needed = Measurement.get(console, console.options.update(max_width=1 << 20), table).maximum
+        console = Console(width=max(needed, 1))
+    console.print(table)
+
+
+def show_plan(plan: Plan) -> None:
+    """Every tensor with what happens to it, the fallbacks, the sizes, the memory."""
+    columns = (
+        ("tensor", LEFT),
+        ("dtype", LEFT),
+        ("shape", LEFT),
+        ("scheme", LEFT),
+        ("before", RIGHT),
+        ("after", RIGHT),
+        ("why", LEFT),
+    )
+    show_table(columns, map(_plan_row, plan.tensors))
+    show_fallbacks(plan)
+    print(size_line(plan))
+    print(
+        f"memory: at most {size(plan.memory_bound)} (3 x the largest tensor + 256 MiB), "
+        f"about {size(plan.memory_estimate)} expected"
+    )
+
+
+def _plan_row(t: TensorPlan) -> tuple[str, ...]:
+    scheme = "-" if t.scheme is None else str(t.scheme)
+    return (
+        t.name,
+        t.dtype,
+        shape(t.shape),
+        scheme,
+        size(t.nbytes),
+        size(t.nbytes_after),
+        t.reason,
+    )
+
+
+def show_fallbacks(plan: Plan, file: Any = None) -> None:
+    """The tensors that do not get exactly the scheme that was asked for."""
+    if not plan.fallbacks:
+        return
+    print(f"{len(plan.fallbacks)} tensors do not fit the scheme as it is:", file=file)
+    for t in plan.fallbacks:
+        print(f"  {escaped(t.name)} {shape(t.shape)}: {t.fallback} ({t.scheme})", file=file)
+
+
+def show_report(report: Report) -> None:
+    """Each quantized tensor with its error, and the totals."""
+    columns = (
+        ("tensor", LEFT),
+        ("shape", LEFT),
+        ("scheme", LEFT),
+        ("SQNR dB", RIGHT),
+        ("max abs error", RIGHT),
+        ("bits/weight", RIGHT),
+        ("seconds", RIGHT),
+    )
+    rows = [
+        (
+            t.plan.name,
+            shape(t.plan.shape),
+            str(t.plan.scheme),
+            f"{t.errors.sqnr_db:.2f}",
+            f"{t.errors.max_abs_error:.3g}",
+            f"{t.bits_per_weight:.3f}",
+            f"{t.seconds:.3f}",
+        )
+        for t in report.tensors
+    ]
+    total = (
+        f"total: {len(rows)} tensors",
+        f"{sum(t.plan.size for t in report.tensors) / 1e6:.1f} M",
+        "",
+        f"{report.errors.sqnr_db:.2f}" if rows else "-",
+        f"{report.errors.max_abs_error:.3g}",
+        f"{report.plan.bits_per_weight:.3f}" if rows else "-",
+        f"{report.seconds:.3f}",
+    )
+    show_table(columns, rows, total)
+    print(size_line(report.plan))
+    if report.skipped:
+        print(f"not carried along: {', '.join(map(escaped, report.skipped))}")
+    print(f"wrote {escaped(report.output)}")
+
+
+def show_contents(contents: Contents) -> None:
+    """Every tensor of a checkpoint as it is stored."""
+    columns = (
+        ("tensor", LEFT),
+        ("dtype", LEFT),
+        ("shape", LEFT),
+        ("scheme", LEFT),
+        ("size", RIGHT),
+        ("bits/weight", RIGHT),
+    )
+    rows = [
+        (
+            t.name,
+            t.dtype,
+            shape(t.shape),
+            t.scheme or "-",
+            size(t.nbytes),
+            "-" if math.isnan(t.bits_per_weight) else f"{t.bits_per_weight:.3f}",
+        )
+        for t in contents.tensors
+    ]
+    show_table(columns, rows)
+    count = f"{len(contents.tensors)} tensors, {len(contents.quantized)} of them quantized"
+    print(f"{count}, {size(contents.nbytes)}")
+    for key, text in contents.metadata.items():
+        print(f"metadata {escaped(key)}: {escaped(text)}")
+
+
+def size_line(plan: Plan) -> str:
+    """Sizes before and after, and what stays."""
+    line = f"size: {size(plan.nbytes)} -> {size(plan.nbytes_after)}"
+    if plan.nbytes_after:
+        line += f" ({plan.nbytes / plan.nbytes_after:.2f}x smaller)"
+    kept = len(plan.tensors) - len(plan.quantized)
+    line += f"; {kept} tensors stay as they are, {100 * plan.kept_share:.1f} % of the source"
+    if plan.quantized:
+        line += f"; quantized ones take {plan.bits_per_weight:.3f} bits per weight"
+    return line
+
+
+def size(nbytes: int) -> str:
+    """Bytes for people, in powers of 1000.
+
+    >>> size(999), size(1536), size(90_866_404)
+    ('999 B', '1.5 kB', '90.9 MB')
+    """
+    if nbytes < 1000:
+        return f"{nbytes} B"
+    power = min(int(math.log10(nbytes) / 3), 4)
+    return f"{nbytes / 1000**power:.1f} {' kMGT'[power]}B"
+
+
+def shape(dims: Sequence[int]) -> str:
+    """As in 384x1536; a single value has no dimensions: "()"."""
+    return "x".join(map(str, dims)) or "()"
