@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import ArgTypeError, ArgValueError, FormatError
 from . import strict_json
-from .strict_json import quote
+from .strict_json import is_int, quote
 
 Shape = tuple[int, ...]
 
@@ -180,8 +180,12 @@ def _compact(fields: dict[str, Any]) -> Any:
     lists, and nothing for the garbage collector to follow. Other objects stay as they are."""
     if fields.keys() != _FIELDS:
         return fields
-    values = (fields[field] for field in _FIELDS)
-    return tuple([tuple(value) if isinstance(value, list) else value for value in values])
+    shape, offsets = fields["shape"], fields["data_offsets"]
+    return (
+        fields["dtype"],
+        tuple(shape) if isinstance(shape, list) else shape,
+        tuple(offsets) if isinstance(offsets, list) else offsets,
+    )
 
 
 def _check_metadata(metadata: Any, path: str) -> dict[str, str]:
@@ -241,9 +245,12 @@ def _tensor_info(name: str, entry: Any, data_start: int, path: str) -> TensorInf
 
 
 def _are_sizes(values: Any) -> bool:
-    if not isinstance(values, tuple) or not set(map(type, values)) <= {int}:  # True is a bool
+    if not isinstance(values, tuple):
         return False
-    return min(values, default=0) >= 0 and max(values, default=0) < _SIZE_LIMIT
+    for n in values:  # noqa: SIM110  three times as fast as all(), for a million short shapes
+        if not is_int(n) or not 0 <= n < _SIZE_LIMIT:
+            return False
+    return True
 
 
 def _listed(values: Any) -> str:
