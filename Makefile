@@ -105,7 +105,7 @@ $(VENV)/.made:
 build/.wheel: $(VENV)/.made $(SOURCES)
 	$(SAY) 'Building the wheel (the first time takes a minute or two)'
 	@rm -rf $(WHEELS)
-	@$(BIN)/maturin build --release --locked --out $(WHEELS)
+	@$(BIN)/maturin build --release --locked --interpreter $(BIN)/python --out $(WHEELS)
 	@touch $@
 
 $(VENV)/.installed: build/.wheel

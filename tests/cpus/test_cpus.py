@@ -1,8 +1,8 @@
 """The bits of this machine against those of emulated older CPUs, and the SIMD level each one uses.
 
-`make test-cpus` runs this; it needs an x86-64 Linux and qemu-x86_64, 7.2 or later (older ones have no
-AVX2). CPUs without SSE4.2 are not here, because numpy's own wheels do not start there: `cargo test`
-covers them.
+`make test-cpus` runs this; it needs an x86-64 Linux and qemu-x86_64, 7.2 or later (older ones have
+no AVX2). CPUs without SSE4.2 are not here, because numpy's own wheels do not start there: `cargo
+test` covers them.
 """
 
 import json
