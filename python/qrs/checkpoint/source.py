@@ -22,33 +22,13 @@ from ..formats.shards import INDEX, SINGLE, shards
 CARRIED_LIMIT = 64 << 20
 """Files of a checkpoint folder beside its shards are carried along up to this size in bytes."""
 
-WEIGHT_SUFFIXES = frozenset(
-    # fmt: off
-    [
-        ".bin",
-        ".ckpt",
-        ".ggml",
-        ".gguf",
-        ".h5",
-        ".llamafile",
-        ".mlmodel",
-        ".msgpack",
-        ".npy",
-        ".npz",
-        ".onnx",
-        ".onnx_data",
-        ".ot",
-        ".pb",
-        ".pdparams",
-        ".pickle",
-        ".pkl",
-        ".pt",
-        ".pth",
-        ".safetensors",
-        ".tflite",
-    ]
-    # fmt: on
-)
+# fmt: off
+WEIGHT_SUFFIXES = frozenset([
+    ".bin", ".ckpt", ".ggml", ".gguf", ".h5", ".llamafile", ".mlmodel", ".msgpack", ".npy", ".npz",
+    ".onnx", ".onnx_data", ".ot", ".pb", ".pdparams", ".pickle", ".pkl", ".pt", ".pth",
+    ".safetensors", ".tflite",
+])
+# fmt: on
 """Other people's weight files: the same model once more, in full size."""
 
 
