@@ -30,7 +30,7 @@ LAYERS = (
     {""},  # qrs/__init__.py: the public names
     {"nn", "torch"},
     {"checkpoint"},
-    {"cli"},
+    {"cli", "__main__"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # `qt.dequantize()` is another spelling of a function higher up, and imports it when it is called.
