@@ -11,8 +11,9 @@ import qrs
 
 def examples() -> list[doctest.DocTest]:
     finder = doctest.DocTestFinder(exclude_empty=True)
-    names = ["qrs", *(m.name for m in pkgutil.walk_packages(qrs.__path__, "qrs."))]
-    found = [test for name in names for test in finder.find(importlib.import_module(name), name)]
+    names = {"qrs", *(m.name for m in pkgutil.walk_packages(qrs.__path__, "qrs."))}
+    modules = [importlib.import_module(name) for name in sorted(names - {"qrs.__main__"})]
+    found = [test for module in modules for test in finder.find(module, module.__name__)]
     return [test for test in found if test.examples]
 
 
