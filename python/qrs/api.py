@@ -161,7 +161,7 @@ def dtype_name(dtype: Any) -> str:
     if isinstance(dtype, str) and dtype in DTYPES:
         return dtype
     try:
-        name = str(np.dtype(dtype).name)
+        name = "" if dtype is None else str(np.dtype(dtype).name)  # None would be float64
     except TypeError:
         name = ""
     if name not in DTYPES:

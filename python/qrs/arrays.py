@@ -36,7 +36,7 @@ def as_input(x: Any, arg: str = "x") -> Array:
     >>> as_input([[1, 2.5]]).dtype, as_input(np.ones(4, ">f2")[::2]).flags.c_contiguous
     (dtype('float64'), True)
     """
-    array = x if type(x) is np.ndarray else _plain(x, arg)
+    array = x if type(x) is np.ndarray else plain(x, arg)
     if array.ndim == 0:
         raise ArgValueError(
             f"{arg}: ndim 0, expected >= 1", arg=arg, value=array.ndim, expected="ndim >= 1"
@@ -127,7 +127,11 @@ def index_text(index: Any) -> str:
     return str(tuple(int(i) for i in index))
 
 
-def _plain(x: Any, arg: str) -> Array:
+def plain(x: Any, arg: str, integers: bool = False) -> Array:
+    """A plain numpy array of whatever converts to one; masked arrays are refused.
+
+    A list of whole numbers is one of floats, unless `integers` says otherwise.
+    """
     if isinstance(x, np.ma.MaskedArray):
         raise ArgTypeError(
             f"{arg}: masked array not supported; call .filled()", arg=arg, value=type(x)
@@ -152,7 +156,7 @@ def _plain(x: Any, arg: str) -> Array:
         ) from error
     array = array.view(np.ndarray)
     # A list of whole numbers has a float meaning; an integer array is a mistake to be shown.
-    if isinstance(x, (list, tuple)) and array.dtype.kind in "iu":
+    if not integers and isinstance(x, (list, tuple)) and array.dtype.kind in "iu":
         array = array.astype(np.float64)
     return array
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import index_text
+from ..arrays import index_text, plain
 from ..constants import DTYPES
 from ..errors import ArgTypeError, ArgValueError
 from ..qtensor import QTensor
@@ -29,17 +29,17 @@ def given_qparams(
     `check_nonzero` and `check_zero_scales`.
     """
     if scale is None:
-        raise _error("zero_point", "given without scale", zero_point, "both")
+        raise _error("scale", "got None", None, f"one of shape {expected}")
     if scheme.symmetric and zero_point is not None:
         raise _error("zero_point", f"given for the symmetric {scheme}", zero_point, "None")
     if not scheme.symmetric and zero_point is None:
         raise _error("zero_point", f"missing beside scale for {scheme}", None, f"shape {expected}")
-    given = np.asarray(scale)
+    given = plain(scale, "scale")
     if given.dtype not in DTYPES.values():
         raise _error("scale", f"got dtype {given.dtype}", given.dtype, ", ".join(DTYPES), True)
     _check_shape("scale", given, expected)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        stored = given.astype(DTYPES[scheme.scale_dtype]).astype(np.float32)
+        stored = given.astype(DTYPES[scheme.scale_dtype], order="C").astype(np.float32)
     _refuse_first(
         np.isinf(stored) & np.isfinite(given), given, "scale", f"within {scheme.scale_dtype}"
     )
@@ -50,13 +50,13 @@ def given_qparams(
 
 def given_integers(scheme: Int, arg: str, expected: Shape, values: Any) -> Integers:
     """Codes or zero points of the shape `expected`: integers in [qmin, qmax]."""
-    array = np.asarray(values)
+    array = plain(values, arg, integers=True)
     if array.dtype.kind not in "iu":
         raise _error(arg, f"got dtype {array.dtype}", array.dtype, "integers", True)
     _check_shape(arg, array, expected)
     bad = (array < scheme.qmin) | (array > scheme.qmax)
     _refuse_first(bad, array, arg, f"[{scheme.qmin}, {scheme.qmax}] for {scheme}")
-    return array.astype(scheme.code_dtype)
+    return array.astype(scheme.code_dtype, order="C")
 
 
 def check_scale(scheme: Int, scale: Float32, zero_point: Integers | None) -> None:

@@ -142,7 +142,8 @@ def dequantize(
     if dtype == "float64":  # the kernels decode in float32; float64 holds every result
         return copied(dequantize(scheme, qt, "float32", backend, None).astype(np.float64), out)
     layout = layout_of(scheme, shape)
-    scale, zero_point = qt.scale.reshape(layout.rows, layout.groups), qt.zero_point
+    scale = np.require(qt.scale, requirements="CA").reshape(layout.rows, layout.groups)
+    zero_point = qt.zero_point
     if zero_point is not None:
         zero_point = zero_point.reshape(layout.rows, layout.groups)
     packed = np.ascontiguousarray(qt.packed)
