@@ -67,11 +67,14 @@ format: $(VENV)/.lint ## Rewrite the sources the way `make lint` wants them
 	@$(BIN)/ruff format
 
 .PHONY: bench
-bench: $(VENV)/.bench ## Measure the kernels and the public API (an idle machine tells more)
-	$(SAY) 'Rust benchmarks'
+bench: $(VENV)/.bench ## Measure kernels, API and other installed libraries; JSON in benches/results
+	@mkdir -p benches/results
+	$(SAY) 'Kernels, next to a loop that moves the same bytes'
 	@cargo bench --locked
-	$(SAY) 'Python benchmarks'
-	@$(BIN)/python -m pytest benches
+	$(SAY) 'Public API'
+	@$(BIN)/python -m pytest benches --benchmark-json=benches/results/api.json
+	$(SAY) 'Other libraries, those that are installed in $(VENV)'
+	@$(BIN)/python benches/peers.py
 
 .PHONY: test-cpus
 test-cpus: $(VENV)/.test qemu ## Same bits on old CPUs: the tests under an emulated Nehalem and Haswell
