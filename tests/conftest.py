@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 import qrs
+from kernel_calls import LEVELS
+from qrs import _qrs
 
 
 @pytest.fixture
@@ -15,11 +17,18 @@ def keep_threads() -> Iterator[None]:
     qrs.set_num_threads(before)
 
 
-@pytest.fixture
-def keep_simd_level() -> Iterator[None]:
-    """Restore the SIMD level afterwards."""
-    from qrs import _qrs
-
+@pytest.fixture(params=LEVELS)
+def level(request) -> Iterator[str]:
+    """Each SIMD level of this CPU in turn, forced, and still in use at the end."""
     before = _qrs.simd_level()
-    yield
+    _qrs.set_simd_level(request.param)
+    assert qrs.simd_level() == request.param
+    yield request.param
+    assert qrs.simd_level() == request.param
     _qrs.set_simd_level(before)
+
+
+@pytest.fixture(params=["reference", "rust"])
+def backend(request) -> str:
+    """The name of each backend that works here."""
+    return request.param

@@ -9,10 +9,27 @@ from functools import cached_property
 
 import numpy as np
 
+from qrs import _qrs
 from qrs.backends.reference import Reference
 from qrs.errors import KernelFault
 
 REFERENCE = Reference()
+
+
+def available_levels() -> list[str]:
+    """The SIMD levels of this CPU, found by asking for each."""
+    before, found = _qrs.simd_level(), []
+    for name in ("baseline", "avx2", "avxvnni", "avx512", "amx"):
+        try:
+            _qrs.set_simd_level(name)
+        except ValueError:
+            continue
+        found.append(name)
+    _qrs.set_simd_level(before)
+    return found
+
+
+LEVELS = available_levels()
 
 
 @dataclass(frozen=True)

@@ -135,9 +135,12 @@ def layouts(x: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     yield "C", x
     yield "Fortran", np.asfortranarray(x)
     yield "transposed", np.ascontiguousarray(x.T).T
-    yield "negative-strides", np.ascontiguousarray(x[(slice(None, None, -1),) * x.ndim])[
-        (slice(None, None, -1),) * x.ndim
-    ]
+    yield (
+        "negative-strides",
+        np.ascontiguousarray(x[(slice(None, None, -1),) * x.ndim])[
+            (slice(None, None, -1),) * x.ndim
+        ],
+    )
     wide = np.repeat(x, 2, axis=-1)
     yield "every-second", wide[..., ::2]
     yield "every-third-row", np.repeat(x, 3, axis=0)[::3]

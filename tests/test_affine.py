@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nasty import same_bits
-from strategies import DTYPES, arrays, fitting, schemes
 
 import qrs
+from nasty import same_bits
+from strategies import DTYPES, arrays, fitting, schemes
 
 FLOAT_NAMES = sorted(DTYPES)
 settings.register_profile("qrs", max_examples=120, deadline=None)

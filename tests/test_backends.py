@@ -6,9 +6,9 @@ import types
 
 import numpy as np
 import pytest
-from processes import run
 
 import qrs
+from processes import run
 from qrs import backends
 from qrs.backends.reference import OPERATIONS, Reference
 
@@ -45,7 +45,7 @@ def ran(monkeypatch) -> list[str]:
     return names
 
 
-# ---- The switch ------------------------------------------------------------------------------------
+# ---- The switch ----------------------------------------------------------------------------------
 
 
 def test_numpy_arrays_go_to_rust(ran):
@@ -99,7 +99,7 @@ def test_names_that_are_none(call, name):
 @every_call
 @pytest.mark.parametrize("name", [1, b"rust", Reference, Reference(), ["rust"]], ids=str)
 def test_names_are_strings(call, name):
-    with pytest.raises(qrs.ArgTypeError, match="backend: got .* expected a string"):
+    with pytest.raises(qrs.ArgTypeError, match=r"backend: got .* expected a string"):
         call(name)
 
 
@@ -122,7 +122,7 @@ def test_cupy_says_why_it_is_missing(call):
     assert isinstance(caught.value, RuntimeError)
 
 
-# ---- Arrays of other libraries ---------------------------------------------------------------------
+# ---- Arrays of other libraries -------------------------------------------------------------------
 
 
 def test_cupy_arrays_go_to_cupy():
@@ -152,7 +152,7 @@ def test_libraries_do_not_mix(backend):
             qrs.quantize(x, "int8", scale=scale, backend=backend)
 
 
-# ---- What is there ---------------------------------------------------------------------------------
+# ---- What is there -------------------------------------------------------------------------------
 
 
 def test_describe():
@@ -183,7 +183,9 @@ def test_an_extension_that_does_not_load_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "qrs._qrs", None)
     backends.get.cache_clear()
     try:
-        with pytest.raises(qrs.DeviceError, match="'rust' is not available: .* does not load") as e:
+        with pytest.raises(
+            qrs.DeviceError, match=r"'rust' is not available: .* does not load"
+        ) as e:
             qrs.quantize(X, "int8")
         assert "pip install" in str(e.value)
         assert qrs.available_backends() == ["reference"]
@@ -197,7 +199,7 @@ def test_an_extension_that_does_not_load_says_so(monkeypatch):
         backends.get.cache_clear()
 
 
-# ---- Imports ---------------------------------------------------------------------------------------
+# ---- Imports -------------------------------------------------------------------------------------
 
 
 def test_import_brings_no_heavy_libraries():

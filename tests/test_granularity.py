@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import granularities, shapes
 
 import qrs
 from qrs.granularity import Rows
+from strategies import granularities, shapes
 
 X = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
 

@@ -11,38 +11,25 @@ from functools import cache
 
 import numpy as np
 import pytest
-from kernel_calls import ARGUMENTS, REFERENCE, RULES, WITH_OUT, Case, bits_of, call, call_given
-from nasty import FLOATS, every_finite, faulty, float32_sample, misaligned, nasty
 
+from kernel_calls import (
+    ARGUMENTS,
+    LEVELS,
+    REFERENCE,
+    RULES,
+    WITH_OUT,
+    Case,
+    bits_of,
+    call,
+    call_given,
+)
+from nasty import FLOATS, every_finite, faulty, float32_sample, misaligned, nasty
 from qrs import _qrs
 from qrs.backends.reference import OPERATIONS, Reference
 from qrs.backends.rust import Rust
 
 RUST = Rust()
 FUSED = ("quantize_affine_packed", "fake_quantize_affine")
-
-
-def available_levels() -> list[str]:
-    """The SIMD levels of this CPU, found by asking for each."""
-    before, found = _qrs.simd_level(), []
-    for name in ("baseline", "avx2", "avxvnni", "avx512", "amx"):
-        try:
-            _qrs.set_simd_level(name)
-        except ValueError:
-            continue
-        found.append(name)
-    _qrs.set_simd_level(before)
-    return found
-
-
-LEVELS = available_levels()
-
-
-@pytest.fixture(params=LEVELS)
-def level(request, keep_simd_level) -> str:
-    _qrs.set_simd_level(request.param)
-    assert _qrs.simd_level() == request.param
-    return request.param
 
 
 @contextmanager
@@ -94,7 +81,7 @@ def test_rust_overrides_every_operation():
 
 def test_levels_start_at_baseline_and_none_is_forgotten():
     assert LEVELS[0] == "baseline"
-    assert LEVELS == _qrs.simd_levels()
+    assert _qrs.simd_levels() == LEVELS
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -7,10 +7,10 @@ import pickle
 import numpy as np
 import pytest
 from hypothesis import given
-from strategies import fitting
 
 import qrs
 from qrs import QTensor
+from strategies import fitting
 
 W = np.random.default_rng(0).standard_normal((6, 64)).astype(np.float32)
 
@@ -117,10 +117,12 @@ def test_parts_are_what_is_documented():
     assert list(quantized("int8").parts) == ["packed", "scale"]
 
 
-# ---- Rows ------------------------------------------------------------------------------------------
+# ---- Rows ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["int8", "uint4", "int4-axis0", "uint3-axis1", "int4-g16-asym-f16"])
+@pytest.mark.parametrize(
+    "text", ["int8", "uint4", "int4-axis0", "uint3-axis1", "int4-g16-asym-f16"]
+)
 @pytest.mark.parametrize(
     "rows",
     [slice(None), slice(1, 4), slice(None, None, -1), slice(4, 1), [0], [5, 0, 0], [-1], [],
@@ -158,7 +160,7 @@ def test_a_vector_has_no_rows():
         qrs.quantize(W[0], "int8")[1:]
 
 
-# ---- Parts from elsewhere --------------------------------------------------------------------------
+# ---- Parts from elsewhere ------------------------------------------------------------------------
 
 
 def test_parts_by_hand():
@@ -234,7 +236,7 @@ def test_the_dtype_of_the_source_must_be_known(dtype):
     assert caught.value.arg == "dtype"
 
 
-# ---- Decoding --------------------------------------------------------------------------------------
+# ---- Decoding ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["int8", "f32", "float8_e4m3fn", 3, None, np.int32, "complex64"])

@@ -46,7 +46,7 @@ def reported(operation, *arguments):
     return caught.value.reason, caught.value.group
 
 
-# ---- group_range -----------------------------------------------------------------------------------
+# ---- group_range ---------------------------------------------------------------------------------
 
 
 def test_ranges_hold_zero_and_the_last_group_is_shorter():
@@ -68,7 +68,9 @@ def test_narrow_floats_widen_exactly(dtype):
     assert (float(lo[0, 0]), float(hi[0, 0])) == (float(dtype(-0.3)), float(dtype(0.1)))
 
 
-@pytest.mark.parametrize(("shape", "groups"), [((0, 5), (0, 2)), ((3, 0), (3, 0)), ((0, 0), (0, 0))])
+@pytest.mark.parametrize(
+    ("shape", "groups"), [((0, 5), (0, 2)), ((3, 0), (3, 0)), ((0, 0), (0, 0))]
+)
 def test_ranges_of_nothing(shape, groups):
     lo, hi = REFERENCE.group_range(np.zeros(shape, np.float32), 4)
     assert lo.shape == hi.shape == groups
@@ -82,7 +84,7 @@ def test_nonfinite_values_are_a_fault(value):
     assert reported(REFERENCE.quantize_affine, x, 2, scale, None, -127, 127) == ("nonfinite", 0)
 
 
-# ---- choose_qparams_affine -------------------------------------------------------------------------
+# ---- choose_qparams_affine -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -189,9 +191,7 @@ def test_a_range_wider_than_float32_divides_before_it_subtracts():
 )
 def test_overflow_is_a_fault(lo, hi, qmin, qmax, symmetric, scale_dtype, reason):
     ranges = f32([0, lo, lo]), f32([1, hi, hi])
-    fault = reported(
-        REFERENCE.choose_qparams_affine, *ranges, qmin, qmax, symmetric, scale_dtype
-    )
+    fault = reported(REFERENCE.choose_qparams_affine, *ranges, qmin, qmax, symmetric, scale_dtype)
     assert fault == (reason, 1)
 
 
@@ -208,7 +208,7 @@ def test_just_below_the_float16_overflow():
     assert choose(0, 127 * 65519, -127, 127, True, "float16") == (65504, None)
 
 
-# ---- quantize_affine -------------------------------------------------------------------------------
+# ---- quantize_affine -----------------------------------------------------------------------------
 
 
 def test_worked_absmax_example():
@@ -231,7 +231,13 @@ def test_ties_are_to_even_before_the_zero_point_is_added():
 
 
 def test_codes_saturate():
-    assert encode([1e30, -1e30, 127.5, 128, -128], 1, None, -127, 127) == [127, -127, 127, 127, -127]
+    assert encode([1e30, -1e30, 127.5, 128, -128], 1, None, -127, 127) == [
+        127,
+        -127,
+        127,
+        127,
+        -127,
+    ]
     assert encode([300, -1, 254.5], 1, 0, 0, 255) == [255, 0, 254]
     assert encode([9, -9], 1, 2, -8, 7) == [7, -7]
     huge, tiny = F32_MAX, 2.0**-126
@@ -271,7 +277,7 @@ def test_each_group_has_its_scale():
     assert codes.tolist() == [[1, 2, 6, 8, 1], [3, 4, 8, 9, 1]]  # 3.5 -> 4 is a tie as well
 
 
-# ---- dequantize_affine -----------------------------------------------------------------------------
+# ---- dequantize_affine ---------------------------------------------------------------------------
 
 
 def test_decode():
@@ -305,7 +311,7 @@ def test_float16_decode_overflows_to_infinity_in_the_kernel():
     assert np.isinf(REFERENCE.dequantize_affine(codes, 1, f32([1000]), None, "float16")).all()
 
 
-# ---- Fused operations ------------------------------------------------------------------------------
+# ---- Fused operations ----------------------------------------------------------------------------
 
 
 def test_quantize_packed_is_the_worked_example():
@@ -324,9 +330,7 @@ def test_quantize_packed_in_four_bits():
     )
     assert (scale.tolist(), zero_point.tolist()) == ([[1]], [[-7]])
     assert packed.tolist() == [[0x98, 0x97]]
-    x_hat = REFERENCE.dequantize_affine_packed(
-        packed, 4, 4, 4, True, scale, zero_point, "float32"
-    )
+    x_hat = REFERENCE.dequantize_affine_packed(packed, 4, 4, 4, True, scale, zero_point, "float32")
     assert x_hat.tolist() == [[-1, 0, 14, 0]]
 
 
@@ -338,7 +342,7 @@ def test_fake_quantize_keeps_the_dtype(dtype):
     assert x_hat.astype(np.float32).tolist() == [[127, 2, 0]]
 
 
-# ---- Worked numbers of the public API, on both backends --------------------------------------------
+# ---- Worked numbers of the public API, on both backends ------------------------------------------
 
 
 @pytest.mark.parametrize("backend", ["reference", "rust"])

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import fitting, schemes
 
 import qrs
 from qrs.schemes import Scheme, from_dict, parse
+from strategies import fitting, schemes
 
 
 @given(schemes())
@@ -34,6 +34,8 @@ def test_schemes_are_values(scheme):
         assert again == scheme and hash(again) == hash(scheme)
     with pytest.raises(FrozenInstanceError):
         scheme.bits = 3
+
+
 @pytest.mark.parametrize(
     ("text", "scheme"),
     [

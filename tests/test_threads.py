@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from nasty import same_bits
-from processes import run
 
 import qrs
+from nasty import same_bits
+from processes import run
 
 X = np.random.default_rng(0).standard_normal((1031, 1021), np.float32)
 EXPECTED = qrs.quantize(X, "int4-axis0", backend="reference")
