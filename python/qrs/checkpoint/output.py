@@ -125,7 +125,7 @@ class Output:
         if self.is_file:
             yield [(self.path, shards)]
             return
-        with atomic_folder(self.path, overwrite=self.overwrite) as folder:
+        with atomic_folder(self.path, overwrite=self.overwrite) as folder, named(folder, self.path):
             for name in self.companions:
                 assert self.source.folder is not None
                 copy_file(self.source.folder / name, folder / name)
@@ -142,8 +142,22 @@ class Output:
         atomic_write_bytes(folder / INDEX, text.encode())
 
 
+@contextmanager
+def named(temporary: Path, final: Path) -> Iterator[None]:
+    """Errors name a file by where it was going to be, not by its temporary place."""
+    try:
+        yield
+    except StorageError as error:
+        place = Path(error.filename or "")
+        if not place.is_relative_to(temporary):
+            raise
+        path = final / place.relative_to(temporary)
+        raise StorageError(error.errno or 0, error.strerror or "", path) from error
+
+
 def copy_file(source: Path, target: Path) -> None:
     """Copy the bytes of a file; its mode is that of a new file."""
     with storage_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.parent.is_dir():
+            os.makedirs(target.parent)
         shutil.copyfile(source, target)
