@@ -6,31 +6,23 @@ wrong into an error that names the argument, the value and what was expected.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import backends
-from .arrays import as_input, as_kernel_float, check_out, index_text, nonfinite_error
-from .constants import DTYPES
-from .errors import (
-    ArgTypeError,
-    ArgValueError,
-    InternalError,
-    KernelFault,
-    QrsError,
-    QrsMemoryError,
-)
+from .arrays import as_input, as_kernel_float, check_out, reports_memory
+from .errors import ArgTypeError, ArgValueError, KernelFault
 from .qtensor import QTensor
-from .schemes import Int, Scheme, as_scheme
+from .schemes import Scheme, as_scheme
 
 Array = NDArray[Any]
 
 SOLVERS = ("minmax",)
 
 
+@reports_memory
 def quantize(
     x: Any,
     scheme: Scheme | str,
@@ -82,9 +74,7 @@ def quantize(
     try:
         qt = scheme.quantize(values, chosen, scale, zero_point, out)
     except KernelFault as fault:
-        raise explain(fault, values, scheme) from None
-    except MemoryError as error:
-        raise _out_of_memory(error) from error
+        raise scheme.explain(fault, values) from None
     if values is not array:
         qt.dtype = "float64"
     return qt
@@ -110,18 +100,10 @@ def dequantize(
     """
     if not isinstance(qt, QTensor):
         raise ArgTypeError(f"qt: got {type(qt).__name__}, expected a QTensor", arg="qt", value=qt)
-    name = dtype_name(dtype)
-    if out is not None:
-        check_out(out, qt.shape, name, [array for _, array in qt.leaves()])
-    chosen = backends.resolve(backend, qt.packed)
-    try:
-        return qt.scheme.dequantize(qt, name, chosen, out)
-    except QrsError:
-        raise
-    except MemoryError as error:
-        raise _out_of_memory(error) from error
+    return qt.dequantize(dtype, out=out, backend=backend)
 
 
+@reports_memory
 def fake_quantize(
     x: Any, scheme: Scheme | str, *, out: Array | None = None, backend: str | None = None
 ) -> Array:
@@ -141,77 +123,10 @@ def fake_quantize(
     try:
         x_hat = scheme.fake_quantize(values, chosen, out if values is array else None)
     except KernelFault as fault:
-        raise explain(fault, values, scheme) from None
-    except MemoryError as error:
-        raise _out_of_memory(error) from error
+        raise scheme.explain(fault, values) from None
     if values is array:
         return x_hat
     if out is None:
         return x_hat.astype(np.float64)
     out[...] = x_hat
     return out
-
-
-def dtype_name(dtype: Any) -> str:
-    """The name of a float dtype given as a name, a numpy dtype or a scalar type.
-
-    >>> dtype_name(np.float16)
-    'float16'
-    """
-    if isinstance(dtype, str) and dtype in DTYPES:
-        return dtype
-    try:
-        name = "" if dtype is None else str(np.dtype(dtype).name)  # None would be float64
-    except TypeError:
-        name = ""
-    if name not in DTYPES:
-        accepted = ", ".join(DTYPES)
-        raise ArgTypeError(
-            f"dtype: got {dtype!r}, expected one of: {accepted}",
-            arg="dtype",
-            value=dtype,
-            expected=accepted,
-        )
-    return name
-
-
-def explain(fault: KernelFault, x: Array, scheme: Scheme) -> QrsError:
-    """The error for the user behind a kernel's fault, found by looking at the array itself."""
-    if fault.reason == "nonfinite":
-        return nonfinite_error(x)
-    if not isinstance(scheme, Int):
-        return InternalError(f"kernel fault {fault.reason!r}: bug, please report")
-    layout = scheme.granularity.rows(x.shape)
-    groups = -(-layout.cols // layout.group_size)
-    row, group = divmod(fault.group, groups)
-    start = group * layout.group_size
-    values = scheme.granularity.to_rows(x)[row, start : start + layout.group_size]
-    lo, hi = min(0.0, float(values.min())), max(0.0, float(values.max()))
-    scale_shape = scheme.granularity.scale_shape(x.shape)
-    where = "the tensor"
-    if math.prod(scale_shape) > 1:
-        where = f"group {index_text(np.unravel_index(fault.group, scale_shape))}"
-    span = f"its values span [{lo:.6g}, {hi:.6g}]"
-    if fault.reason == "scale_overflow":
-        n = scheme.qmax if scheme.symmetric else scheme.qmax - scheme.qmin
-        need = (max(hi, -lo) if scheme.symmetric else hi - lo) / n
-        return ArgValueError(
-            f"scale_dtype: {scheme.scale_dtype} overflows in {where}: {span}, "
-            f"which needs a scale of {need:.6g}; expected a wider scale_dtype",
-            arg="scale_dtype",
-            value=scheme.scale_dtype,
-            expected="a wider scale_dtype",
-        )
-    return ArgValueError(
-        f"x: the extreme codes of {where} would decode to infinity: {span}; "
-        "expected values further from the end of float32",
-        arg="x",
-        value=max(hi, -lo),
-        expected="values further from the end of float32",
-    )
-
-
-def _out_of_memory(error: MemoryError) -> QrsMemoryError:
-    if isinstance(error, QrsMemoryError):
-        return error
-    return QrsMemoryError(f"out of memory: {error}")

@@ -13,7 +13,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,8 @@ from .constants import DTYPES
 from .errors import ArgTypeError, ArgValueError, QrsMemoryError
 
 Array = NDArray[Any]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _ACCEPTED = ", ".join(DTYPES)
 _KERNEL_DTYPES = frozenset(d for d in DTYPES.values() if d != np.float64)
@@ -106,6 +110,29 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: str, inputs: list[Array])
         )
 
 
+def float_dtype_name(dtype: Any) -> str:
+    """The name of a float dtype given as a name, a numpy dtype or a scalar type.
+
+    >>> float_dtype_name(np.float16)
+    'float16'
+    """
+    if isinstance(dtype, str) and dtype in DTYPES:
+        return dtype
+    try:
+        name = "" if dtype is None else str(np.dtype(dtype).name)  # None would be float64
+    except TypeError:
+        name = ""
+    if name not in DTYPES:
+        accepted = ", ".join(DTYPES)
+        raise ArgTypeError(
+            f"dtype: got {dtype!r}, expected one of: {accepted}",
+            arg="dtype",
+            value=dtype,
+            expected=accepted,
+        )
+    return name
+
+
 def copied(array: Array, arg: str = "x") -> Array:
     """A C-order copy in fresh memory; `QrsMemoryError` names the bytes that were asked for."""
     try:
@@ -116,6 +143,21 @@ def copied(array: Array, arg: str = "x") -> Array:
             arg=arg,
             value=array.nbytes,
         ) from error
+
+
+def reports_memory(function: Callable[P, R]) -> Callable[P, R]:
+    """Turn a MemoryError of numpy, wherever it comes up, into a QrsMemoryError."""
+
+    @functools.wraps(function)
+    def reporting(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except QrsMemoryError:
+            raise
+        except MemoryError as error:
+            raise QrsMemoryError(f"out of memory: {error}") from error
+
+    return reporting
 
 
 def index_text(index: Any) -> str:
@@ -136,13 +178,6 @@ def plain(x: Any, arg: str, integers: bool = False) -> Array:
         raise ArgTypeError(
             f"{arg}: masked array not supported; call .filled()", arg=arg, value=type(x)
         )
-    if isinstance(x, (str, bytes, dict, set)) or x is None:
-        raise ArgTypeError(
-            f"{arg}: got {type(x).__name__}, expected an array of {_ACCEPTED}",
-            arg=arg,
-            value=type(x),
-            expected=_ACCEPTED,
-        )
     try:
         array = np.asarray(x)
     except MemoryError as error:
@@ -154,6 +189,13 @@ def plain(x: Any, arg: str, integers: bool = False) -> Array:
             value=type(x),
             expected=_ACCEPTED,
         ) from error
+    if array.ndim == 0 and array.dtype.kind in "OUS":  # None, a string, a dictionary, ...
+        raise ArgTypeError(
+            f"{arg}: got {type(x).__name__}, expected an array of {_ACCEPTED}",
+            arg=arg,
+            value=type(x),
+            expected=_ACCEPTED,
+        )
     array = array.view(np.ndarray)
     # A list of whole numbers has a float meaning; an integer array is a mistake to be shown.
     if not integers and isinstance(x, (list, tuple)) and array.dtype.kind in "iu":

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import backends
+from .arrays import check_out, float_dtype_name, reports_memory
 from .constants import DTYPES
 from .errors import ArgTypeError, ArgValueError
 
@@ -159,13 +161,15 @@ class QTensor:
         """8 * nbytes / size: scales and zero points included; NaN without elements."""
         return 8 * self.nbytes / self.size if self.size else math.nan
 
+    @reports_memory
     def dequantize(
         self, dtype: str = "float32", out: Array | None = None, backend: str | None = None
     ) -> Array:
-        """The decoded values; the same as `qrs.dequantize(self, ...)`."""
-        from .api import dequantize
-
-        return dequantize(self, dtype, out=out, backend=backend)
+        """The decoded values; the same as `qrs.dequantize(self, ...)`, which see."""
+        name = float_dtype_name(dtype)
+        if out is not None:
+            check_out(out, self.shape, name, [array for _, array in self.leaves()])
+        return self.scheme.dequantize(self, name, backends.resolve(backend, self.packed), out)
 
     def copy(self) -> QTensor:
         """A copy that shares no memory."""

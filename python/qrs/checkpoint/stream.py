@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import api, backends
+from ..arrays import float_dtype_name
 from ..constants import DTYPES
 from ..errors import ArgValueError, QrsError
 from ..formats.header import dtype_name
@@ -193,7 +194,7 @@ def dequantize_checkpoint(
         raise ArgValueError(
             f"model: {source.path} holds no quantized tensors", arg="model", value=str(model)
         )
-    wanted = None if dtype is None else api.dtype_name(dtype)
+    wanted = None if dtype is None else float_dtype_name(dtype)
     decoded: dict[str, str] = {}
 
     def layout(shard: Shard) -> Content:

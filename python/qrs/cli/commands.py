@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import __version__, api, backends, checkpoint
+from .. import __version__, backends, checkpoint
+from ..arrays import float_dtype_name
 from ..errors import DeviceError
 from ..schemes import GRAMMAR, as_scheme
 from .app import Command, Group, UsageError, usage
@@ -154,7 +155,7 @@ def dequantize(
         raise UsageError("-o OUT is missing")
     check_values(backend)
     with usage():
-        wanted = None if dtype is None else api.dtype_name(dtype)
+        wanted = None if dtype is None else float_dtype_name(dtype)
     nbytes = checkpoint.inspect_checkpoint(model).nbytes
     with progress("dequantizing", nbytes, quiet=json) as step:
         decoded = checkpoint.dequantize_checkpoint(

@@ -1,15 +1,19 @@
-"""Checks of what comes from outside: calibrated or foreign scales, zero points and codes."""
+"""Checks of what comes from outside: calibrated or foreign scales, zero points and codes.
+
+And the words for what a kernel found wrong in an array.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import index_text, plain
+from ..arrays import index_text, nonfinite_error, plain
 from ..constants import DTYPES
-from ..errors import ArgTypeError, ArgValueError
+from ..errors import ArgTypeError, ArgValueError, KernelFault
 from ..qtensor import QTensor
 from .base import Array, Shape
 
@@ -85,6 +89,40 @@ def check_zero_scales(scheme: Int, qt: QTensor) -> None:
     ones = QTensor(scheme, qt.shape, qt.dtype, {**qt.parts, "scale": zero.astype(np.float32)})
     if ones.dequantize().any():
         _refuse_first(zero, qt.scale, "scale", "other than 0 where codes differ from zero_point")
+
+
+def explain(scheme: Int, fault: KernelFault, x: Array) -> ArgValueError:
+    """The error for the user behind a kernel's fault, found by looking at the array itself."""
+    if fault.reason == "nonfinite":
+        return nonfinite_error(x)
+    layout = scheme.granularity.rows(x.shape)
+    groups = -(-layout.cols // layout.group_size)
+    row, group = divmod(fault.group, groups)
+    start = group * layout.group_size
+    values = scheme.granularity.to_rows(x)[row, start : start + layout.group_size]
+    lo, hi = min(0.0, float(values.min())), max(0.0, float(values.max()))
+    scale_shape = scheme.granularity.scale_shape(x.shape)
+    where = "the tensor"
+    if math.prod(scale_shape) > 1:
+        where = f"group {index_text(np.unravel_index(fault.group, scale_shape))}"
+    span = f"its values span [{lo:.6g}, {hi:.6g}]"
+    if fault.reason == "scale_overflow":
+        n = scheme.qmax if scheme.symmetric else scheme.qmax - scheme.qmin
+        need = (max(hi, -lo) if scheme.symmetric else hi - lo) / n
+        return ArgValueError(
+            f"scale_dtype: {scheme.scale_dtype} overflows in {where}: {span}, "
+            f"which needs a scale of {need:.6g}; expected a wider scale_dtype",
+            arg="scale_dtype",
+            value=scheme.scale_dtype,
+            expected="a wider scale_dtype",
+        )
+    return ArgValueError(
+        f"x: the extreme codes of {where} would decode to infinity: {span}; "
+        "expected values further from the end of float32",
+        arg="x",
+        value=max(hi, -lo),
+        expected="values further from the end of float32",
+    )
 
 
 def _check_shape(arg: str, array: Array, expected: Shape) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from numpy.typing import NDArray
 
-from ..errors import ArgTypeError, ArgValueError
+from ..errors import ArgTypeError, ArgValueError, KernelFault, QrsError
 
 if TYPE_CHECKING:
     from ..backends.reference import Reference
@@ -84,6 +84,10 @@ class Scheme(ABC):
     @abstractmethod
     def check_parts(self, qt: QTensor) -> None:
         """Raise where values stored in the parts are not legal (shapes are checked before)."""
+
+    @abstractmethod
+    def explain(self, fault: KernelFault, x: Array) -> QrsError:
+        """The error for the user behind a kernel's fault in `x`, found by looking at `x`."""
 
     @abstractmethod
     def codes(self, qt: QTensor) -> Array:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..constants import SCALE_DTYPES
-from ..errors import ArgTypeError, ArgValueError
+from ..errors import ArgTypeError, ArgValueError, KernelFault, QrsError
 from ..granularity import Granularity, PerAxis, PerGroup, granularity_of
 from ..integers import checked_integer
 from ..qtensor import QTensor
@@ -239,6 +239,9 @@ class Int(Scheme, family="int"):
     def check_parts(self, qt: QTensor) -> None:
         affine_checks.check_scale(self, qt.scale, qt.zero_point)
         affine_checks.check_zero_scales(self, qt)
+
+    def explain(self, fault: KernelFault, x: Array) -> QrsError:
+        return affine_checks.explain(self, fault, x)
 
     def codes(self, qt: QTensor) -> Array:
         return affine_parts.unpacked_bits(qt.packed, self.bits, self.signed, qt.shape)
