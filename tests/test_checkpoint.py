@@ -25,7 +25,7 @@ from qrs import checkpoint
 from qrs.checkpoint import dequantize_checkpoint, inspect_checkpoint, quantize_checkpoint
 from qrs.checkpoint.report import ErrorSums
 from qrs.errors import ArgValueError, FormatError
-from qrs.formats.safetensors import SafetensorsFile
+from qrs.formats.safetensors import DTYPES, SafetensorsFile, Writer
 
 SCHEMES = ["int8-axis0", "int8", "int8-axis1", "uint8-axis0", "int4-g32", "int4-g32-asym-f16",
            "uint3-g32-bf16", "int5-axis0-asym", "int2-g32-full"]  # fmt: skip
@@ -273,6 +273,27 @@ def test_progress_counts_every_byte_of_the_source(tmp_path: Path) -> None:
         tmp_path / "q", tmp_path / "b", progress=lambda name, n: done.update({name: n})
     )
     assert sum(done.values()) == inspect_checkpoint(tmp_path / "q").nbytes
+
+
+def test_every_other_dtype_passes_through_untouched(tmp_path: Path) -> None:
+    layout = [(f"t.{dtype}", dtype, (8, 8)) for dtype in DTYPES]
+    path, data = tmp_path / "m.safetensors", {}
+    with Writer(path, layout) as writer:
+        for name, info in writer.tensors.items():
+            data[name] = np.random.default_rng(len(data)).bytes(info.nbytes)
+            if info.dtype in ("F32", "F16", "BF16", "F64"):
+                data[name] = normal((8, 8), info.numpy_dtype).tobytes()
+            writer.write_chunks(name, [data[name]])
+    report = quantize_checkpoint(path, tmp_path / "q.safetensors")
+    assert {t.plan.dtype for t in report.tensors} == {"F16", "BF16", "F32", "F64"}
+    dequantize_checkpoint(tmp_path / "q.safetensors", tmp_path / "back.safetensors")
+    kept = data.keys() - {t.plan.name for t in report.tensors}
+    assert len(kept) == len(DTYPES) - 4
+    for place in ("q.safetensors", "back.safetensors"):
+        with SafetensorsFile(tmp_path / place) as file:
+            for name in kept:
+                assert file.tensors[name].dtype == name[2:]
+                assert b"".join(file.chunks(name)) == data[name]
 
 
 def test_quantizing_twice_is_an_error(tmp_path: Path) -> None:
