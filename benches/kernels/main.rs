@@ -1,4 +1,4 @@
-//! `cargo bench [-- [--quick] [FILTER]]`: every kernel at every SIMD level, with one thread and with
+//! `cargo bench [-- [--quick] [WORD ...]]`: every kernel (with all the words in its line) at every SIMD level, with one thread and with
 //! all, next to its twin and to memcpy (see `measure.rs`). Prints a table, writes
 //! `benches/results/kernels.json`. `--quick` or `QRS_BENCH_QUICK=1` takes small arrays and few rounds:
 //! it shows that the benchmark runs, and its numbers mean little.
@@ -18,7 +18,8 @@ use twin::{Ratio, Stores};
 /// Bytes of the arrays that twin and memcpy work on.
 const ARENA: usize = 64 << 20;
 
-/// Where twin and memcpy read and write; every array starts at a line.
+/// Where twin and memcpy read and write. What the twin is given starts at a line; the arrays of the
+/// kernels lie as the allocator gives them, 16 bytes after one, like numpy's.
 struct Arena {
     src: Vec<u8>,
     dst: RefCell<Vec<u8>>,
@@ -32,9 +33,9 @@ impl Arena {
     fn twin(&self, pool: &ThreadPool, stores: Stores, ratio: Ratio, bytes: usize) {
         let step = bytes / (ratio.read + ratio.write);
         let mut dst = self.dst.borrow_mut();
-        let start = dst.as_ptr().align_offset(64);
-        let dst = &mut dst[start..start + step * ratio.write];
-        twin::move_all(pool, stores, ratio, &self.src[..step * ratio.read], dst);
+        let (from, to) = (self.src.as_ptr().align_offset(64), dst.as_ptr().align_offset(64));
+        let src = &self.src[from..from + step * ratio.read];
+        twin::move_all(pool, stores, ratio, src, &mut dst[to..to + step * ratio.write]);
     }
 
     /// Copies `bytes / 2`, so that as many bytes move as in the kernel.
@@ -66,7 +67,8 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     let quick = args.iter().any(|arg| arg == "--quick")
         || std::env::var_os("QRS_BENCH_QUICK").is_some_and(|value| value == "1");
-    let filter = args.iter().find(|arg| !arg.starts_with("--")).cloned().unwrap_or_default();
+    let words: Vec<_> = args.into_iter().filter(|arg| !arg.starts_with("--")).collect();
+    let wanted = |line: &str| words.iter().all(|word| line.split(' ').any(|part| part == word));
     let effort = if quick {
         Effort { bytes: 1 << 20, budget: Duration::ZERO, rounds: 3 }
     } else {
@@ -82,15 +84,17 @@ fn main() {
     let arena = Arena::new();
     let mut rows = vec![];
     for (name, target, make) in ops::cases() {
-        if name.contains(&filter) {
+        let chosen: Vec<_> =
+            levels().into_iter().filter(|level| wanted(&format!("{name} {level}"))).collect();
+        if !chosen.is_empty() {
             let mut case = make(effort.bytes);
             let target = target.filter(|_| !quick);
-            measure_case(effort, &arena, name, target, &mut case, all, &mut rows);
+            measure_case(effort, &arena, (name, target), &mut case, (&chosen, all), &mut rows);
         }
     }
     let mut calls = vec![];
     for (name, make) in ops::small_calls() {
-        if name.contains(&filter) {
+        if wanted(name) {
             let time = measure::nanoseconds_per_call(effort, make().run);
             println!("{name:<45} {time:>6.0} ns");
             calls.push((name.to_owned(), time));
@@ -102,23 +106,21 @@ fn main() {
     }
 }
 
-/// One case at every level that kernels are compiled for, with one thread and with all.
+/// One case at each of `levels`, with one thread and with `all`.
 fn measure_case(
     effort: Effort,
     arena: &Arena,
-    name: &str,
-    target: Option<f64>,
+    (name, target): (&str, Option<f64>),
     case: &mut ops::Case,
-    all: usize,
+    (levels, all): (&[Level], usize),
     rows: &mut Vec<Row>,
 ) {
-    let levels = levels();
     let counts = if all == 1 { vec![1] } else { vec![1, all] };
     for threads in counts {
         qrs::rows::set_num_threads(threads);
         let pool = ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
         let stores = arena.best_stores(&pool, case.ratio, case.bytes);
-        for &level in &levels {
+        for &level in levels {
             qrs::simd::set_level(Some(level.name())).expect("a level of this machine");
             let found = measure::compare(
                 effort,
