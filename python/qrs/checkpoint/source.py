@@ -127,7 +127,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """
     place = Path(path)
     if place.name == INDEX:
-        if (place.parent / SINGLE).exists():
+        if os.path.exists(place.parent / SINGLE):
             raise ArgValueError(
                 f"model: {place.parent} has {SINGLE} as well as {INDEX}, and the single file "
                 "counts; pass the folder, or remove one of them",
@@ -135,7 +135,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
                 value=str(place),
             )
         place = place.parent
-    folder = place if place.is_dir() else None
+    folder = place if os.path.isdir(place) else None
     return Checkpoint(place, folder, tuple(Shard.read(file) for file in shards(place)))
 
 

@@ -30,7 +30,7 @@ def usage() -> Iterator[None]:
     try:
         yield
     except (ArgValueError, ArgTypeError) as error:
-        raise typer.BadParameter(str(error)) from error
+        raise UsageError(str(error)) from error
 
 
 class Command(TyperCommand):
@@ -59,9 +59,11 @@ class Group(TyperGroup):
         try:
             code = super().main(args, standalone_mode=False, **kwargs)
         except UsageError as error:
-            code = complain(error.format_message(), error.ctx)
-        except QrsError as error:
-            code = complain(str(error)) - 1
+            complain(error.format_message(), error.ctx)
+            code = 2
+        except (QrsError, MemoryError) as error:
+            complain(str(error) or "out of memory")
+            code = 1
         if not standalone_mode:
             return code
         sys.exit(code if isinstance(code, int) else 0)
@@ -80,9 +82,8 @@ class Group(TyperGroup):
         return result
 
 
-def complain(message: str, ctx: Any = None) -> int:
-    """Print an error as one line on stderr; the exit code of a usage error."""
+def complain(message: str, ctx: Any = None) -> None:
+    """Print an error as one line on stderr, and which help would help."""
     hint = f" (see {ctx.command_path} --help)" if ctx is not None else ""
     if message:  # there is none where the help was printed instead
         print(f"error: {escaped(message)}{hint}", file=sys.stderr)
-    return 2
