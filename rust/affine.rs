@@ -12,7 +12,7 @@ use crate::pack::{pack_row, packed_len, sign_bit, unpack_row};
 use crate::range::{all_finite, group_range, range_groups};
 use crate::rows::{Block, Grid, Output, TILE, for_each_block, take, take_mut, take_up_to};
 use crate::simd::multiversion;
-use crate::x86::{STREAM_MIN_BYTES, Streamable, prefetch};
+use crate::x86::{Streamable, prefetch, worth_streaming};
 
 /// Groups whose ranges are found before their parameters are chosen, all at once.
 const BATCH: usize = 128;
@@ -221,15 +221,16 @@ pub fn dequantize_affine_packed<E: Element>(
 ) {
     assert_eq!(packed.len(), grid.rows * packed_len(grid.cols, bits));
     assert_eq!(x_hat.len(), grid.len());
-    let stream = size_of_val(x_hat) >= STREAM_MIN_BYTES;
+    let stream = worth_streaming(size_of_val(x_hat));
     let flip = sign_bit(bits, signed);
     let (mut packed, mut x_hat) = (packed, x_hat);
     let result = for_each_block(
         grid,
         |block| (take(&mut packed, block.packed_len(bits)), take_mut(&mut x_hat, block.len())),
         |block, (packed, x_hat)| {
-            let (given, out) = (given.of(&block), Output::new(x_hat, stream));
-            decode_block::<E>(packed, grid, &block, given, bits, flip, out);
+            let (given, mut out) = (given.of(&block), Output::new(x_hat, stream));
+            decode_block::<E>(packed, grid, &block, given, bits, flip, &mut out);
+            out.finish();
             Ok(())
         },
     );
@@ -259,7 +260,7 @@ fn for_each_part<E: Element, T: Streamable + Send>(
     work: impl Fn(Part<E>, &mut Output<T>) + Sync,
 ) -> Result<(), Fault> {
     assert_eq!(x.len(), grid.len());
-    let stream = size_of_val(out) >= STREAM_MIN_BYTES;
+    let stream = worth_streaming(size_of_val(out));
     let (mut x_rest, mut out_rest) = (x, out);
     let mut cut = |block: &Block| {
         let out = take_mut(&mut out_rest, out_len(block));
@@ -340,22 +341,23 @@ multiversion! {
     fn encode_part<E: Element>(
         part: Part<E>, codes: Codes, bits: u32, out: &mut Output<u8>,
     ) {
-        let Part { x, ahead, grid, block, given } = part;
-        let mut ahead = ahead;
+        let Part { x, mut ahead, grid, block, given } = part;
         let mut tile = [0; TILE];
         for (row, x) in x.chunks_exact(block.cols.len()).enumerate() {
-            for (part, x) in block.tiles().zip(x.chunks(TILE)) {
+            let mut groups = block.row(grid);
+            for x in x.chunks(TILE) {
                 prefetch(take_up_to(&mut ahead, x.len()));
-                let tile = &mut tile[..x.len()];
-                for segment in grid.segments(part) {
+                let packed = out.next(packed_len(x.len(), bits));
+                let q = if bits == 8 { &mut *packed } else { &mut tile[..x.len()] };
+                for segment in groups.segments(x.len()) {
                     let (scale, zero_point) = given.group(block.index_of(row, segment.group));
                     let (low, high) = code_offsets(zero_point, codes);
-                    let q = &mut tile[segment.elements.clone()];
-                    for (q, &x) in q.iter_mut().zip(&x[segment.elements]) {
-                        *q = numeric::encode(E::widen(x), scale, zero_point, low, high);
-                    }
+                    let encode = |x| numeric::encode(E::widen(x), scale, zero_point, low, high);
+                    map(&x[segment.elements.clone()], &mut q[segment.elements], encode);
                 }
-                pack_row(tile, bits, out.next(packed_len(tile.len(), bits)));
+                if bits != 8 {
+                    pack_row(&tile[..x.len()], bits, packed);
+                }
             }
         }
     }
@@ -365,19 +367,18 @@ multiversion! {
     fn encode_decode_part<E: Element>(
         part: Part<E>, codes: Codes, out: &mut Output<E::Repr>,
     ) {
-        let Part { x, ahead, grid, block, given } = part;
-        let mut ahead = ahead;
+        let Part { x, mut ahead, grid, block, given } = part;
         for (row, x) in x.chunks_exact(block.cols.len()).enumerate() {
-            for (part, x) in block.tiles().zip(x.chunks(TILE)) {
+            let mut groups = block.row(grid);
+            for x in x.chunks(TILE) {
                 prefetch(take_up_to(&mut ahead, x.len()));
                 let x_hat = out.next(x.len());
-                for segment in grid.segments(part) {
+                for segment in groups.segments(x.len()) {
                     let (scale, zero_point) = given.group(block.index_of(row, segment.group));
                     let (low, high) = code_offsets(zero_point, codes);
-                    let x_hat = &mut x_hat[segment.elements.clone()];
-                    for (x_hat, &x) in x_hat.iter_mut().zip(&x[segment.elements]) {
-                        *x_hat = E::narrow(numeric::encode_decode(E::widen(x), scale, low, high));
-                    }
+                    let there_and_back =
+                        |x| E::narrow(numeric::encode_decode(E::widen(x), scale, low, high));
+                    map(&x[segment.elements.clone()], &mut x_hat[segment.elements], there_and_back);
                 }
             }
         }
@@ -387,27 +388,41 @@ multiversion! {
 multiversion! {
     fn decode_block<E: Element>(
         packed: &[u8], grid: Grid, block: &Block, given: Given, bits: u32, flip: u8,
-        out: Output<E::Repr>,
+        out: &mut Output<E::Repr>,
     ) {
-        let mut out = out;
         let mut tile = [0; TILE];
-        let packed_tile = packed_len(TILE, bits);
-        for (row, packed) in packed.chunks_exact(packed_len(block.cols.len(), bits)).enumerate() {
-            for (part, packed) in block.tiles().zip(packed.chunks(packed_tile)) {
-                let tile = &mut tile[..part.len()];
-                unpack_row(packed, bits, tile);
-                let x_hat = out.next(tile.len());
-                for segment in grid.segments(part) {
+        let cols = block.cols.len();
+        for (row, mut packed) in packed.chunks_exact(packed_len(cols, bits)).enumerate() {
+            let mut groups = block.row(grid);
+            for start in (0..cols).step_by(TILE) {
+                let len = TILE.min(cols - start);
+                let packed = take(&mut packed, packed_len(len, bits));
+                let q = if bits == 8 {
+                    packed
+                } else {
+                    unpack_row(packed, bits, &mut tile[..len]);
+                    &tile[..len]
+                };
+                let x_hat = out.next(len);
+                for segment in groups.segments(len) {
                     let (scale, zero_point) = given.group(block.index_of(row, segment.group));
                     // A signed code is its bits with the sign flipped, minus that bit.
-                    let zero_point = zero_point + i32::from(flip);
-                    let x_hat = &mut x_hat[segment.elements.clone()];
-                    for (x_hat, &q) in x_hat.iter_mut().zip(&tile[segment.elements]) {
-                        *x_hat = E::narrow(numeric::decode(i32::from(q ^ flip) - zero_point, scale));
-                    }
+                    let zero_point = zero_point.wrapping_add(i32::from(flip));
+                    let decode = |q: u8| {
+                        let q = i32::from(q ^ flip).wrapping_sub(zero_point);
+                        E::narrow(numeric::decode(q, scale))
+                    };
+                    map(&q[segment.elements.clone()], &mut x_hat[segment.elements], decode);
                 }
             }
         }
-        out.finish();
+    }
+}
+
+/// Applies `f` to each element.
+#[inline(always)]
+fn map<A: Copy, B>(from: &[A], to: &mut [B], f: impl Fn(A) -> B) {
+    for (from, to) in from.iter().zip(to) {
+        *to = f(*from);
     }
 }

@@ -40,7 +40,7 @@ pub fn group_range<E: Element>(
         grid,
         |block| take(&mut x, block.len()),
         |block, x| {
-            for segment in grid.segments(block.cols.clone()) {
+            for segment in block.row(grid).segments(x.len()) {
                 let (mut low, mut high) = ([0.0], [0.0]);
                 let part = &x[segment.elements];
                 range_groups::<E>(part, Grid::of_row(part.len()), 0, &mut low, &mut high)?;

@@ -27,7 +27,7 @@ const LARGE_GROUP: usize = 1 << 16;
 
 /// Elements in a tile, the part of a block that is worked on at a time: small beside any first-level
 /// cache, and a multiple of 8, so that its packed codes start on a byte.
-pub(crate) const TILE: usize = 1024;
+pub(crate) const TILE: usize = 512;
 
 /// The most threads one may ask for.
 pub const MAX_THREADS: usize = 1024;
@@ -62,7 +62,7 @@ pub struct Block {
 pub struct Segment {
     /// Index of the group in its row.
     pub group: usize,
-    /// Where its elements are, counted from the first of the columns asked for.
+    /// Where its elements are among those asked for.
     pub elements: Range<usize>,
 }
 
@@ -137,21 +137,34 @@ impl Grid {
     pub(crate) fn parts(self) -> impl Iterator<Item = Block> {
         self.cut(PART)
     }
+}
 
-    /// The groups that `cols` of a row touch.
+/// Walks along a row from group to group.
+pub(crate) struct Groups {
+    group_size: usize,
+    /// Index in its row of the group it is in.
+    group: usize,
+    /// Elements that are left of it.
+    left: usize,
+}
+
+impl Groups {
+    /// The groups of the next `len` elements of the row.
     #[inline(always)]
-    pub(crate) fn segments(self, cols: Range<usize>) -> impl Iterator<Item = Segment> {
-        let start = cols.start;
-        let mut next = start;
-        let mut group = start / self.group_size;
+    pub(crate) fn segments(&mut self, len: usize) -> impl Iterator<Item = Segment> {
+        let mut start = 0;
         std::iter::from_fn(move || {
-            if next >= cols.end {
+            if start >= len {
                 return None;
             }
-            let end = ((group + 1).saturating_mul(self.group_size)).min(cols.end);
-            let segment = Segment { group, elements: next - start..end - start };
-            next = end;
-            group += 1;
+            if self.left == 0 {
+                self.group += 1;
+                self.left = self.group_size;
+            }
+            let end = len.min(start + self.left);
+            let segment = Segment { group: self.group, elements: start..end };
+            self.left -= end - start;
+            start = end;
             Some(segment)
         })
     }
@@ -186,11 +199,13 @@ impl Block {
         Grid { rows: self.rows, cols: self.cols.len(), group_size: whole.group_size }
     }
 
-    /// The block's part of each row, in tiles.
+    /// The groups of a row, from the block's first column on.
     #[inline(always)]
-    pub(crate) fn tiles(&self) -> impl Iterator<Item = Range<usize>> + use<> {
-        let end = self.cols.end;
-        self.cols.clone().step_by(TILE).map(move |start| start..end.min(start + TILE))
+    pub(crate) fn row(&self, grid: Grid) -> Groups {
+        let group = self.row_groups.start;
+        // Not (group + 1) * group_size, which overflows where a group is larger than a row.
+        let left = grid.group_size - (self.cols.start - group * grid.group_size);
+        Groups { group_size: grid.group_size, group, left }
     }
 
     /// Bytes of the packed codes, where every piece of a row starts on a byte.
@@ -369,4 +384,57 @@ fn parse_threads(value: &str) -> Result<usize, String> {
     threads.ok_or_else(|| {
         format!("QRS_NUM_THREADS must be an integer from 1 to {MAX_THREADS}: got {value:?}")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_cover_everything_once_and_in_order() {
+        for (rows, cols, group_size) in [
+            (3, 7, 2),
+            (1, 300_000, 100),
+            (500, 1000, 1),
+            (2, 200_001, 70_000),
+            (9, 65_537, 65_536),
+        ] {
+            let grid = Grid { rows, cols, group_size };
+            let (mut elements, mut bytes) = (0, 0);
+            for block in grid.cut(BLOCK) {
+                let (row, col) = (elements / cols, elements % cols);
+                assert_eq!(block.cols.start, col);
+                assert_eq!(bytes, row * crate::pack::packed_len(cols, 3) + col / 8 * 3);
+                assert_eq!(block.groups.start, row * grid.groups_per_row() + col / group_size);
+                assert!(!grid.keeps_groups_whole() || col % group_size == 0);
+                elements += block.len();
+                bytes += block.packed_len(3);
+            }
+            assert_eq!(elements, grid.len());
+        }
+    }
+
+    #[test]
+    fn p10_numbers_of_threads() {
+        assert_eq!(parse_threads(" 4 "), Ok(4));
+        for bad in ["0", "-1", "1000000", "abc", "1.5"] {
+            let message = parse_threads(bad).expect_err("refused");
+            assert!(message.contains("QRS_NUM_THREADS") && message.contains(bad), "{message}");
+        }
+    }
+
+    #[test]
+    fn every_thread_gets_some_work() {
+        let threads = Mutex::new(std::collections::HashSet::new());
+        let arrived = std::sync::Barrier::new(2);
+        set_num_threads(2);
+        let first = AtomicUsize::new(0);
+        on_all_threads(2, || {
+            threads.lock().expect("not poisoned").insert(std::thread::current().id());
+            if first.fetch_add(1, Ordering::Relaxed) < 2 {
+                arrived.wait();
+            }
+        });
+        assert_eq!(threads.into_inner().expect("not poisoned").len(), 2);
+    }
 }

@@ -19,6 +19,8 @@
 //! Other architectures get plain copies. Not here: arithmetic. The kernels are scalar bodies compiled
 //! per level (`simd.rs`).
 
+use std::mem;
+
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Level, level};
 
@@ -36,8 +38,10 @@ pub fn worth_streaming(bytes: usize) -> bool {
 /// Bytes of a cache line, the unit of a streaming store.
 const LINE: usize = 64;
 
-/// Elements that [`StreamWriter`] stages (8 KiB of float32, small beside any L1) and what it carries over.
-const STAGE: usize = 2048 + LINE;
+/// Elements that [`StreamWriter`] stages (2 KiB of float32), and what it carries over. Not more: the
+/// streaming stores of one block drain from the core's store queue while the next block is computed,
+/// if they fit into it.
+const STAGE: usize = 512 + LINE;
 
 /// What may be streamed: plain numbers whose bytes are all initialized and whose size divides a line.
 pub trait Streamable: Copy + Default + sealed::Sealed {}
@@ -112,9 +116,12 @@ pub fn prefetch<T: Streamable>(ahead: &[T]) {
 /// assert_eq!((out[99], out[100], out[299]), (0.0, 1.0, 2.0));
 /// ```
 pub struct StreamWriter<'a, T: Streamable> {
+    /// What has not been sent; its element 0 will come from `stage[start]`.
     dst: &'a mut [T],
+    /// As far from a line boundary as `dst` is from one, so that whole lines are whole on both sides.
     stage: Stage<T>,
-    staged: usize,
+    start: usize,
+    end: usize,
 }
 
 /// Aligned so that the loads of a line never cross two.
@@ -127,8 +134,11 @@ impl<'a, T: Streamable> StreamWriter<'a, T> {
 
     /// A writer that fills `dst`.
     #[must_use]
+    #[inline]
     pub fn new(dst: &'a mut [T]) -> Self {
-        Self { dst, stage: Stage([T::default(); STAGE]), staged: 0 }
+        let to_boundary = dst.as_ptr().align_offset(LINE) % line_len::<T>();
+        let start = (line_len::<T>() - to_boundary) % line_len::<T>();
+        Self { dst, stage: Stage([T::default(); STAGE]), start, end: start }
     }
 
     /// The next `len` elements of the output, to be overwritten by the caller before the next call.
@@ -137,36 +147,43 @@ impl<'a, T: Streamable> StreamWriter<'a, T> {
     /// If `len` exceeds [`StreamWriter::MAX_BLOCK`].
     #[inline]
     pub fn block(&mut self, len: usize) -> &mut [T] {
-        if self.staged + len > STAGE {
-            self.flush_lines();
+        if self.end + len > STAGE {
+            self.send_lines();
         }
-        let start = self.staged;
-        self.staged += len;
-        &mut self.stage.0[start..start + len]
+        let block = &mut self.stage.0[self.end..self.end + len];
+        self.end += len;
+        block
     }
 
     /// Writes what is still staged, and fences.
     ///
     /// # Panics
     /// If the blocks did not add up to the length of the output.
+    #[inline]
     pub fn finish(mut self) {
-        self.flush_lines();
-        let staged = self.staged;
-        self.dst.copy_from_slice(&self.stage.0[..staged]);
+        self.send_lines();
+        self.dst.copy_from_slice(&self.stage.0[self.start..self.end]);
         stream_fence();
     }
 
-    /// Sends the first part of a line, if `dst` starts in one, then whole lines; keeps the rest.
-    fn flush_lines(&mut self) {
-        let head = head_len(self.dst).min(self.staged);
-        let lines = self.staged - head;
-        let sent = head + lines - lines % line_len::<T>();
-        let (now, later) = std::mem::take(&mut self.dst).split_at_mut(sent);
-        now[..head].copy_from_slice(&self.stage.0[..head]);
-        stream_lines(&mut now[head..], &self.stage.0[head..sent]);
-        self.stage.0.copy_within(sent..self.staged, 0);
-        self.dst = later;
-        self.staged -= sent;
+    /// Sends all whole lines, after the part of a line that the output may start with; keeps the rest.
+    #[inline]
+    fn send_lines(&mut self) {
+        let whole = self.end - self.end % line_len::<T>();
+        if whole == 0 {
+            return;
+        }
+        if self.start > 0 {
+            let (head, rest) = mem::take(&mut self.dst).split_at_mut(line_len::<T>() - self.start);
+            head.copy_from_slice(&self.stage.0[self.start..line_len::<T>()]);
+            (self.dst, self.start) = (rest, line_len::<T>());
+        }
+        let (lines, rest) = mem::take(&mut self.dst).split_at_mut(whole - self.start);
+        stream_lines(lines, &self.stage.0[self.start..whole]);
+        // A line of fixed size, whatever is left: one vector, and no call of memmove.
+        let last = whole.min(STAGE - line_len::<T>());
+        self.stage.0.copy_within(last..last + line_len::<T>(), 0);
+        (self.dst, self.start, self.end) = (rest, 0, self.end - whole);
     }
 }
 

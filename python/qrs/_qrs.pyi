@@ -1,0 +1,104 @@
+"""The Rust kernels (rust/py.rs), called by `qrs.backends.rust` alone.
+
+Arrays are C-contiguous with two axes; float16 and bfloat16 travel as uint16 with the name of their
+dtype beside them. Parameters are positional-only in spirit: they have no meaning outside of qrs.
+"""
+
+from typing import Any
+
+from numpy import float32, int32, uint8
+from numpy.typing import NDArray
+
+__all__ = [
+    "choose_qparams_affine",
+    "dequantize_affine",
+    "dequantize_affine_packed",
+    "fake_quantize_affine",
+    "group_range",
+    "num_threads",
+    "pack_bits",
+    "quantize_affine",
+    "quantize_affine_packed",
+    "set_num_threads",
+    "set_simd_level",
+    "simd_level",
+    "simd_levels",
+    "unpack_bits",
+    "version",
+]
+
+def group_range(
+    x: NDArray[Any], dtype: str, group_size: int
+) -> tuple[NDArray[float32], NDArray[float32]]: ...
+def choose_qparams_affine(
+    lo: NDArray[float32],
+    hi: NDArray[float32],
+    qmin: int,
+    qmax: int,
+    symmetric: bool,
+    scale_dtype: str,
+) -> tuple[NDArray[float32], NDArray[int32] | None]: ...
+def quantize_affine(
+    x: NDArray[Any],
+    dtype: str,
+    group_size: int,
+    scale: NDArray[float32],
+    zero_point: NDArray[int32] | None,
+    qmin: int,
+    qmax: int,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]: ...
+def dequantize_affine(
+    codes: NDArray[Any],
+    group_size: int,
+    scale: NDArray[float32],
+    zero_point: NDArray[int32] | None,
+    dtype: str,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]: ...
+def pack_bits(codes: NDArray[Any], bits: int, out: NDArray[uint8] | None = None) -> NDArray[uint8]: ...
+def unpack_bits(
+    packed: NDArray[uint8], bits: int, cols: int, signed: bool, out: NDArray[Any] | None = None
+) -> NDArray[Any]: ...
+def quantize_affine_packed(
+    x: NDArray[Any],
+    dtype: str,
+    group_size: int,
+    bits: int,
+    qmin: int,
+    qmax: int,
+    symmetric: bool,
+    scale_dtype: str,
+    scale: NDArray[float32] | None,
+    zero_point: NDArray[int32] | None,
+    out: NDArray[uint8] | None = None,
+) -> tuple[NDArray[uint8], NDArray[float32], NDArray[int32] | None]: ...
+def dequantize_affine_packed(
+    packed: NDArray[uint8],
+    cols: int,
+    group_size: int,
+    bits: int,
+    signed: bool,
+    scale: NDArray[float32],
+    zero_point: NDArray[int32] | None,
+    dtype: str,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]: ...
+def fake_quantize_affine(
+    x: NDArray[Any],
+    dtype: str,
+    group_size: int,
+    qmin: int,
+    qmax: int,
+    symmetric: bool,
+    scale_dtype: str,
+    scale: NDArray[float32] | None,
+    zero_point: NDArray[int32] | None,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]: ...
+def simd_level() -> str: ...
+def simd_levels() -> list[str]: ...
+def set_simd_level(name: str) -> None: ...
+def num_threads() -> int: ...
+def set_num_threads(n: int) -> None: ...
+def version() -> str: ...
