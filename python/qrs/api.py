@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import backends
-from .arrays import as_input, as_kernel_float, check_out, reports_memory
+from .arrays import Held, as_input, as_kernel_float, check_out, reports_memory
 from .errors import ArgTypeError, ArgValueError, KernelFault
 from .qtensor import QTensor
 from .schemes import Scheme, as_scheme
@@ -53,7 +53,7 @@ def quantize(
 
     >>> import numpy as np, qrs
     >>> qt = qrs.quantize(np.array([-0.5, 0.0, 1.5], np.float32), "uint8")
-    >>> qt.codes.tolist(), int(qt.zero_point), float(qt.scale) == np.float32(2 / 255)
+    >>> qt.codes.tolist(), int(qt.zero_point), bool(qt.scale == np.float32(2 / 255))
     ([0, 64, 255], 64, True)
     """
     scheme = as_scheme(scheme)
@@ -70,11 +70,12 @@ def quantize(
         )
     chosen = backends.resolve(backend, x, scale, zero_point)
     array = as_input(x)
-    values = as_kernel_float(array)
-    try:
-        qt = scheme.quantize(values, chosen, scale, zero_point, out)
-    except KernelFault as fault:
-        raise scheme.explain(fault, values) from None
+    with Held(array):
+        values = as_kernel_float(array)
+        try:
+            qt = scheme.quantize(values, chosen, scale, zero_point, out)
+        except KernelFault as fault:
+            raise scheme.explain(fault, values) from None
     if values is not array:
         qt.dtype = "float64"
     return qt
@@ -96,7 +97,7 @@ def dequantize(
 
     >>> import qrs
     >>> qrs.dequantize(qrs.quantize([[0.0, 1.0, 2.0]], "uint8")).tolist()
-    [[0.0, 1.003921627998352, 2.0]]
+    [[0.0, 0.9960784912109375, 2.0]]
     """
     if not isinstance(qt, QTensor):
         raise ArgTypeError(f"qt: got {type(qt).__name__}, expected a QTensor", arg="qt", value=qt)
@@ -117,13 +118,14 @@ def fake_quantize(
     scheme = as_scheme(scheme)
     chosen = backends.resolve(backend, x)
     array = as_input(x)
-    values = as_kernel_float(array)
     if out is not None:
         check_out(out, array.shape, array.dtype.name, [array])
-    try:
-        x_hat = scheme.fake_quantize(values, chosen, out if values is array else None)
-    except KernelFault as fault:
-        raise scheme.explain(fault, values) from None
+    with Held(array, out):
+        values = as_kernel_float(array)
+        try:
+            x_hat = scheme.fake_quantize(values, chosen, out if values is array else None)
+        except KernelFault as fault:
+            raise scheme.explain(fault, values) from None
     if values is array:
         return x_hat
     if out is None:

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -28,6 +29,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _ACCEPTED = ", ".join(DTYPES)
+_BLOCK = 1 << 20
 _KERNEL_DTYPES = frozenset(d for d in DTYPES.values() if d != np.float64)
 
 
@@ -57,6 +59,7 @@ def as_kernel_float(x: Array, arg: str = "x") -> Array:
     """float64 narrowed to float32; a value that becomes infinite is an error. Others unchanged."""
     if x.dtype != np.float64:
         return x
+    check_subnormals(arg)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         narrow = x.astype(np.float32)
     overflow = np.isinf(narrow) & np.isfinite(x)
@@ -77,10 +80,14 @@ def nonfinite_error(x: Array, arg: str = "x") -> ArgValueError:
     >>> str(nonfinite_error(np.array([[1, np.nan], [np.inf, 2]])))
     'x: 2 non-finite values, first nan at (0, 1)'
     """
-    with np.errstate(invalid="ignore"):
-        bad = ~np.isfinite(x)
-    count = int(np.count_nonzero(bad))
-    at = np.unravel_index(int(np.argmax(bad)), x.shape)
+    flat, count, first = x.reshape(-1), 0, 0
+    for start in range(0, flat.size, _BLOCK):
+        with np.errstate(invalid="ignore"):
+            bad = ~np.isfinite(flat[start : start + _BLOCK])
+        if not count:
+            first = start + int(np.argmax(bad))
+        count += int(np.count_nonzero(bad))
+    at = np.unravel_index(first if count else 0, x.shape)
     values = "value" if count == 1 else "values"
     return ArgValueError(
         f"{arg}: {count} non-finite {values}, first {float(x[at])} at {index_text(at)}",
@@ -131,6 +138,41 @@ def float_dtype_name(dtype: Any) -> str:
             expected=accepted,
         )
     return name
+
+
+class Held:
+    """While this is entered, resizing the arrays is an error instead of a dangling pointer.
+
+    `array.resize(n, refcheck=False)` moves memory under the kernels of another thread; numpy
+    refuses it for arrays with weak references.
+    """
+
+    __slots__ = ("_references",)
+
+    def __init__(self, *arrays: Array | None) -> None:
+        owners = (a.base if type(a.base) is np.ndarray else a for a in arrays if a is not None)
+        self._references = [weakref.ref(owner) for owner in owners]
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self._references.clear()
+
+
+def check_subnormals(arg: str) -> None:
+    """Raise in a thread whose CPU state drops subnormals, where numpy cannot convert float64.
+
+    The kernels set that state themselves; only conversions from and to float64 are numpy's.
+    """
+    if not np.float64(2.0**-149).astype(np.float32).astype(np.float64).view(np.int64):
+        raise ArgValueError(
+            f"{arg}: float64 in a thread that flushes subnormals to zero (FTZ or DAZ of the CPU), "
+            "expected float32",
+            arg=arg,
+            value="float64",
+            expected="float32",
+        )
 
 
 def copied(array: Array, arg: str = "x") -> Array:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import backends
-from .arrays import check_out, float_dtype_name, reports_memory
+from .arrays import Held, check_out, float_dtype_name, reports_memory
 from .constants import DTYPES
 from .errors import ArgTypeError, ArgValueError
 
@@ -167,9 +167,12 @@ class QTensor:
     ) -> Array:
         """The decoded values; the same as `qrs.dequantize(self, ...)`, which see."""
         name = float_dtype_name(dtype)
+        stored = [array for _, array in self.leaves()]
         if out is not None:
-            check_out(out, self.shape, name, [array for _, array in self.leaves()])
-        return self.scheme.dequantize(self, name, backends.resolve(backend, self.packed), out)
+            check_out(out, self.shape, name, stored)
+        chosen = backends.resolve(backend, self.packed)
+        with Held(*stored, out):
+            return self.scheme.dequantize(self, name, chosen, out)
 
     def copy(self) -> QTensor:
         """A copy that shares no memory."""

@@ -86,7 +86,7 @@ def check_zero_scales(scheme: Int, qt: QTensor) -> None:
     if not zero.any():
         return
     # With the scale 1 where it was 0, and 0 elsewhere, exactly the codes in question decode.
-    ones = QTensor(scheme, qt.shape, qt.dtype, {**qt.parts, "scale": zero.astype(np.float32)})
+    ones = QTensor(scheme, qt.shape, qt.dtype, {**qt.parts, "scale": np.asarray(zero, np.float32)})
     if ones.dequantize().any():
         _refuse_first(zero, qt.scale, "scale", "other than 0 where codes differ from zero_point")
 

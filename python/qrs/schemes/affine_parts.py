@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import backends
-from ..arrays import index_text
+from ..arrays import check_subnormals, index_text
 from ..constants import DTYPES
 from ..errors import ArgValueError
 from ..qtensor import QTensor
@@ -140,6 +140,7 @@ def dequantize(
     if math.prod(shape) == 0:
         return np.empty(shape, DTYPES[dtype]) if out is None else out
     if dtype == "float64":  # the kernels decode in float32; float64 holds every result
+        check_subnormals("dtype")
         return copied(dequantize(scheme, qt, "float32", backend, None).astype(np.float64), out)
     layout = layout_of(scheme, shape)
     scale = np.require(qt.scale, requirements="CA").reshape(layout.rows, layout.groups)
@@ -227,7 +228,9 @@ def _underflow_groups(rows: Array, group_size: int, scale: Float32, backend: Ref
     if not (scale == 1).any():
         return 0
     lo, hi = backend.group_range(rows, group_size)
-    tiny = (lo > -0.25) & (hi < 0.25) & ((lo < 0) | (hi > 0))
+    # Bits tell subnormals from zero in a thread whose CPU state takes them for zero, too.
+    nonzero = (lo.view(np.uint32) | hi.view(np.uint32)) != 0
+    tiny = (lo > -0.25) & (hi < 0.25) & nonzero
     return int(np.count_nonzero(tiny & (scale == 1)))
 
 
