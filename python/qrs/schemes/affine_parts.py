@@ -143,7 +143,7 @@ def dequantize(
         check_subnormals("dtype")
         return copied(dequantize(scheme, qt, "float32", backend, None).astype(np.float64), out)
     layout = layout_of(scheme, shape)
-    scale = np.require(qt.scale, requirements="CA").reshape(layout.rows, layout.groups)
+    scale = np.require(qt.scale, requirements=["C", "A"]).reshape(layout.rows, layout.groups)
     zero_point = qt.zero_point
     if zero_point is not None:
         zero_point = zero_point.reshape(layout.rows, layout.groups)
