@@ -5,148 +5,14 @@
 //! codes that stays in the first-level cache.
 
 use crate::error::Fault;
-use crate::numeric::{
-    self, BFloat16, Codes, Element, Float16, Float32, choose_params, code_offsets,
-};
+use crate::grid::{Block, Grid};
+use crate::numeric::{self, Codes, Element, code_offsets};
 use crate::pack::{pack_row, packed_len, sign_bit, unpack_row};
-use crate::range::{all_finite, group_range, range_groups};
-use crate::rows::{Block, Grid, Output, TILE, for_each_block, take, take_mut, take_up_to};
+use crate::qparams::{Chosen, Given, Params, choose_part, choose_qparams_affine};
+use crate::range::{all_finite, group_range};
+use crate::rows::{Output, TILE, for_each_block, take, take_mut, take_up_to};
 use crate::simd::multiversion;
 use crate::x86::{Streamable, prefetch, worth_streaming};
-
-/// Groups whose ranges are found before their parameters are chosen, all at once.
-const BATCH: usize = 128;
-
-/// The dtype that scales are stored in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ScaleDtype {
-    /// IEEE binary32.
-    Float32,
-    /// IEEE binary16.
-    Float16,
-    /// The upper half of a binary32.
-    BFloat16,
-}
-
-/// Where the scale and zero point of each group come from, or go to. Without zero points they are
-/// all 0.
-#[derive(Debug)]
-pub enum Params<'a> {
-    /// Known beforehand.
-    Given(Given<'a>),
-    /// To be chosen from the range of each group, and written here.
-    Choose {
-        /// The dtype that the scale is rounded to.
-        scale_dtype: ScaleDtype,
-        /// One scale for each group.
-        scale: &'a mut [f32],
-        /// One zero point for each group.
-        zero_point: Option<&'a mut [i32]>,
-    },
-}
-
-/// The scale and zero point of each group.
-#[derive(Clone, Copy, Debug)]
-pub struct Given<'a> {
-    /// One scale for each group.
-    pub scale: &'a [f32],
-    /// One zero point for each group.
-    pub zero_point: Option<&'a [i32]>,
-}
-
-/// Where parameters that are chosen go.
-struct Chosen<'a> {
-    scale: &'a mut [f32],
-    zero_point: Option<&'a mut [i32]>,
-}
-
-impl<'a> Chosen<'a> {
-    /// Cuts off the places of the first `groups`.
-    fn take(&mut self, groups: usize) -> Chosen<'a> {
-        let zero_point = self.zero_point.as_mut().map(|rest| take_mut(rest, groups));
-        Chosen { scale: take_mut(&mut self.scale, groups), zero_point }
-    }
-
-    fn given(&self) -> Given<'_> {
-        Given { scale: self.scale, zero_point: self.zero_point.as_deref() }
-    }
-}
-
-impl Given<'_> {
-    /// Those of the groups of a block.
-    fn of(self, block: &Block) -> Self {
-        Self {
-            scale: &self.scale[block.groups.clone()],
-            zero_point: self.zero_point.map(|zero_point| &zero_point[block.groups.clone()]),
-        }
-    }
-
-    /// Those of one group.
-    #[inline(always)]
-    fn group(self, group: usize) -> (f32, i32) {
-        (self.scale[group], self.zero_point.map_or(0, |zero_point| zero_point[group]))
-    }
-}
-
-/// The scale and zero point of groups with the ranges `lo`, `hi`; zero points are all 0, and need
-/// no place, where the codes are symmetric.
-///
-/// # Errors
-/// The first group whose scale overflows its dtype, or whose extreme codes decode to an infinity.
-pub fn choose_qparams_affine(
-    lo: &[f32],
-    hi: &[f32],
-    codes: Codes,
-    scale_dtype: ScaleDtype,
-    scale: &mut [f32],
-    mut zero_point: Option<&mut [i32]>,
-) -> Result<(), Fault> {
-    assert_eq!((lo.len(), hi.len()), (scale.len(), scale.len()));
-    assert!(zero_point.as_ref().is_none_or(|zero_point| zero_point.len() == scale.len()));
-    let choose = match scale_dtype {
-        ScaleDtype::Float32 => choose_groups::<Float32>,
-        ScaleDtype::Float16 => choose_groups::<Float16>,
-        ScaleDtype::BFloat16 => choose_groups::<BFloat16>,
-    };
-    let mut unused = [0; BATCH];
-    for start in (0..scale.len()).step_by(BATCH) {
-        let batch = start..scale.len().min(start + BATCH);
-        let zero_point = match zero_point.as_deref_mut() {
-            Some(zero_point) => &mut zero_point[batch.clone()],
-            None => &mut unused[..batch.len()],
-        };
-        let scale = &mut scale[batch.clone()];
-        choose(&lo[batch.clone()], &hi[batch], codes, scale, zero_point)
-            .map_err(|fault| fault.after(start))?;
-    }
-    Ok(())
-}
-
-multiversion! {
-    fn choose_groups<S: Element>(
-        lo: &[f32], hi: &[f32], codes: Codes, scale: &mut [f32], zero_point: &mut [i32],
-    ) -> Result<(), Fault> {
-        let mut faulty = false;
-        for (((&lo, &hi), scale), zero_point) in lo.iter().zip(hi).zip(&mut *scale).zip(zero_point) {
-            let params = choose_params::<S>(lo, hi, codes);
-            (*scale, *zero_point) = (params.scale, params.zero_point);
-            faulty |= params.scale_overflow | params.decode_overflow;
-        }
-        if !faulty {
-            return Ok(());
-        }
-        for (group, (&lo, &hi)) in lo.iter().zip(hi).enumerate() {
-            let params = choose_params::<S>(lo, hi, codes);
-            if params.scale_overflow {
-                return Err(Fault::ScaleOverflow { group });
-            }
-            if params.decode_overflow {
-                return Err(Fault::DecodeOverflow { group });
-            }
-        }
-        Ok(())
-    }
-}
 
 /// Quantizes `x` to codes of one byte each, with given parameters.
 ///
@@ -301,8 +167,8 @@ fn for_each_part<E: Element, T: Streamable + Send>(
                         Err(Fault::NonFinite) => return Err(Fault::NonFinite),
                         // Values that are not finite may come yet, and are the graver fault.
                         found => {
-                            result =
-                                result.and(found.map_err(|f| f.after(first + block.groups.start)))
+                            let offset = first + block.groups.start;
+                            result = result.and(found.map_err(|fault| fault.after(offset)));
                         }
                     }
                     let given = chosen.given();
@@ -314,27 +180,6 @@ fn for_each_part<E: Element, T: Streamable + Send>(
             })
         }
     }
-}
-
-/// Chooses the parameters of all groups of `x`, a batch at a time.
-fn choose_part<E: Element>(
-    x: &[E::Repr],
-    grid: Grid,
-    codes: Codes,
-    scale_dtype: ScaleDtype,
-    chosen: &mut Chosen,
-) -> Result<(), Fault> {
-    let (mut lo, mut hi) = ([0.0; BATCH], [0.0; BATCH]);
-    let mut result = Ok(());
-    for (batch, scale) in chosen.scale.chunks_mut(BATCH).enumerate() {
-        let (first, n) = (batch * BATCH, scale.len());
-        let (lo, hi) = (&mut lo[..n], &mut hi[..n]);
-        range_groups::<E>(x, grid, first, lo, hi)?;
-        let zero_point = chosen.zero_point.as_deref_mut().map(|all| &mut all[first..first + n]);
-        let chosen = choose_qparams_affine(lo, hi, codes, scale_dtype, scale, zero_point);
-        result = result.and(chosen.map_err(|fault| fault.after(first)));
-    }
-    result
 }
 
 multiversion! {

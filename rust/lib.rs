@@ -4,14 +4,21 @@
 //! all threads (`rows`), with the numeric contract in one file (`numeric`). Kernels see rows and
 //! groups; axes, schemes and files are Python's business. The extension module `qrs._qrs` is the
 //! feature `python`.
+//!
+//! Kernels panic where the lengths of slices do not fit together, and where `bits` is not in `2..=8`
+//! the result is of no use: their callers check.
 
 pub mod affine;
 pub mod error;
+pub mod grid;
 pub mod numeric;
 pub mod pack;
 #[cfg(feature = "python")]
 mod py;
+pub mod qparams;
 pub mod range;
 pub mod rows;
 pub mod simd;
+#[cfg(test)]
+mod tests;
 pub mod x86;

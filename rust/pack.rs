@@ -13,7 +13,8 @@
 //! Eight codes make `bits` bytes, so everything here goes by eights. No floating point.
 
 use crate::error::Fault;
-use crate::rows::{Grid, for_each_block, take, take_mut};
+use crate::grid::Grid;
+use crate::rows::{for_each_block, take, take_mut};
 use crate::simd::multiversion;
 
 /// Bytes that `cols` codes of a row take.
@@ -58,7 +59,7 @@ pub fn unpack_bits(packed: &[u8], cols: usize, bits: u32, signed: bool, codes: &
 
 /// A grid of `len` bytes in rows of `cols`, without groups.
 fn byte_grid(len: usize, cols: usize) -> Grid {
-    let rows = if cols == 0 { 0 } else { len / cols };
+    let rows = len.checked_div(cols).unwrap_or(0);
     assert_eq!(len, rows * cols);
     Grid { rows, cols, group_size: 1 }
 }

@@ -15,6 +15,7 @@ use pyo3::prelude::*;
 use crate::affine;
 use crate::numeric::{BFloat16, Float16, Float32};
 use crate::pack::{self, packed_len};
+use crate::qparams;
 use crate::range;
 use crate::rows;
 use crate::simd;
@@ -91,13 +92,13 @@ macro_rules! with_code {
 #[pyfunction]
 fn group_range(
     py: Python<'_>,
-    x: Array<'_>,
+    x: &Array<'_>,
     dtype: &str,
     group_size: usize,
 ) -> PyResult<(Object, Object)> {
-    let grid = grid_of(shape_of("x", &x)?, group_size)?;
+    let grid = grid_of(shape_of("x", x)?, group_size)?;
     with_dtype!(dtype, E => {
-        let x = input("x", &x, None)?;
+        let x = input("x", x, None)?;
         let (mut lo, mut hi) = (output(py, None, groups(grid))?, output(py, None, groups(grid))?);
         let (x, lo_out, hi_out) = (slice(&x), slice_mut(&mut lo), slice_mut(&mut hi));
         compute(py, || range::group_range::<E>(x, grid, lo_out, hi_out))?;
@@ -108,21 +109,21 @@ fn group_range(
 #[pyfunction]
 fn choose_qparams_affine(
     py: Python<'_>,
-    lo: Array<'_>,
-    hi: Array<'_>,
+    lo: &Array<'_>,
+    hi: &Array<'_>,
     qmin: i32,
     qmax: i32,
     symmetric: bool,
     scale_dtype: &str,
 ) -> PyResult<(Object, Option<Object>)> {
-    let shape = shape_of("lo", &lo)?;
+    let shape = shape_of("lo", lo)?;
     let codes = codes_of(qmin, qmax, symmetric, 8)?;
     let scale_dtype = scale_dtype_of(scale_dtype)?;
-    let (lo, hi) = (input("lo", &lo, None)?, input("hi", &hi, Some(shape))?);
+    let (lo, hi) = (input("lo", lo, None)?, input("hi", hi, Some(shape))?);
     let mut chosen = Chosen::new(py, shape, symmetric)?;
     let (lo, hi) = (slice(&lo), slice(&hi));
     let (scale, zero_point) = chosen.slices();
-    compute(py, || affine::choose_qparams_affine(lo, hi, codes, scale_dtype, scale, zero_point))?;
+    compute(py, || qparams::choose_qparams_affine(lo, hi, codes, scale_dtype, scale, zero_point))?;
     Ok(chosen.finished())
 }
 
@@ -130,22 +131,22 @@ fn choose_qparams_affine(
 #[pyo3(signature = (x, dtype, group_size, scale, zero_point, qmin, qmax, out=None))]
 fn quantize_affine(
     py: Python<'_>,
-    x: Array<'_>,
+    x: &Array<'_>,
     dtype: &str,
     group_size: usize,
-    scale: Array<'_>,
-    zero_point: Option<Array<'_>>,
+    scale: &Array<'_>,
+    zero_point: Option<&Array<'_>>,
     qmin: i32,
     qmax: i32,
-    out: Option<Array<'_>>,
+    out: Option<&Array<'_>>,
 ) -> PyResult<Object> {
-    let shape = shape_of("x", &x)?;
+    let shape = shape_of("x", x)?;
     let grid = grid_of(shape, group_size)?;
     let codes = codes_of(qmin, qmax, false, 8)?;
     with_dtype!(dtype, E => with_code!(qmin < 0, C => {
-        let (x, scale) = (input("x", &x, None)?, input("scale", &scale, Some(groups(grid)))?);
-        let zero_point = optional_input("zero_point", zero_point.as_ref(), groups(grid))?;
-        let mut out = output::<C>(py, out.as_ref(), shape)?;
+        let (x, scale) = (input("x", x, None)?, input("scale", scale, Some(groups(grid)))?);
+        let zero_point = optional_input("zero_point", zero_point, groups(grid))?;
+        let mut out = output::<C>(py, out, shape)?;
         let params = given(&scale, zero_point.as_ref());
         let (x, q) = (slice(&x), C::bytes_mut(slice_mut(&mut out)));
         compute(py, || affine::quantize_affine::<E>(x, grid, codes, params, q))?;
@@ -157,21 +158,21 @@ fn quantize_affine(
 #[pyo3(signature = (codes, group_size, scale, zero_point, dtype, out=None))]
 fn dequantize_affine(
     py: Python<'_>,
-    codes: Array<'_>,
+    codes: &Array<'_>,
     group_size: usize,
-    scale: Array<'_>,
-    zero_point: Option<Array<'_>>,
+    scale: &Array<'_>,
+    zero_point: Option<&Array<'_>>,
     dtype: &str,
-    out: Option<Array<'_>>,
+    out: Option<&Array<'_>>,
 ) -> PyResult<Object> {
-    let shape = shape_of("codes", &codes)?;
+    let shape = shape_of("codes", codes)?;
     let grid = grid_of(shape, group_size)?;
     let signed = codes.dtype().is_equiv_to(&numpy::dtype::<i8>(py));
     with_dtype!(dtype, E => with_code!(signed, C => {
-        let q = input::<C>("codes", &codes, None)?;
-        let scale = input("scale", &scale, Some(groups(grid)))?;
-        let zero_point = optional_input("zero_point", zero_point.as_ref(), groups(grid))?;
-        let mut out = output(py, out.as_ref(), shape)?;
+        let q = input::<C>("codes", codes, None)?;
+        let scale = input("scale", scale, Some(groups(grid)))?;
+        let zero_point = optional_input("zero_point", zero_point, groups(grid))?;
+        let mut out = output(py, out, shape)?;
         let params = given(&scale, zero_point.as_ref());
         let (q, x_hat) = (C::bytes(slice(&q)), slice_mut(&mut out));
         compute(py, || {
@@ -186,15 +187,15 @@ fn dequantize_affine(
 #[pyo3(signature = (codes, bits, out=None))]
 fn pack_bits(
     py: Python<'_>,
-    codes: Array<'_>,
+    codes: &Array<'_>,
     bits: u32,
-    out: Option<Array<'_>>,
+    out: Option<&Array<'_>>,
 ) -> PyResult<Object> {
-    let (rows, cols) = shape_of("codes", &codes)?;
+    let (rows, cols) = shape_of("codes", codes)?;
     let bits = bits_of(bits)?;
     with_code!(codes.dtype().is_equiv_to(&numpy::dtype::<i8>(py)), C => {
-        let codes = input::<C>("codes", &codes, None)?;
-        let mut out = output(py, out.as_ref(), (rows, packed_len(cols, bits)))?;
+        let codes = input::<C>("codes", codes, None)?;
+        let mut out = output(py, out, (rows, packed_len(cols, bits)))?;
         let (codes, packed) = (C::bytes(slice(&codes)), slice_mut(&mut out));
         compute(py, || {
             pack::pack_bits(codes, cols, bits, packed);
@@ -208,17 +209,17 @@ fn pack_bits(
 #[pyo3(signature = (packed, bits, cols, signed, out=None))]
 fn unpack_bits(
     py: Python<'_>,
-    packed: Array<'_>,
+    packed: &Array<'_>,
     bits: u32,
     cols: usize,
     signed: bool,
-    out: Option<Array<'_>>,
+    out: Option<&Array<'_>>,
 ) -> PyResult<Object> {
     let bits = bits_of(bits)?;
-    let rows = shape_of("packed", &packed)?.0;
-    let packed = input("packed", &packed, Some((rows, packed_len(cols, bits))))?;
+    let rows = shape_of("packed", packed)?.0;
+    let packed = input("packed", packed, Some((rows, packed_len(cols, bits))))?;
     with_code!(signed, C => {
-        let mut out = output::<C>(py, out.as_ref(), (rows, cols))?;
+        let mut out = output::<C>(py, out, (rows, cols))?;
         let (packed, codes) = (slice(&packed), C::bytes_mut(slice_mut(&mut out)));
         compute(py, || {
             pack::unpack_bits(packed, cols, bits, signed, codes);
@@ -233,7 +234,7 @@ fn unpack_bits(
                     zero_point, out=None))]
 fn quantize_affine_packed(
     py: Python<'_>,
-    x: Array<'_>,
+    x: &Array<'_>,
     dtype: &str,
     group_size: usize,
     bits: u32,
@@ -241,18 +242,17 @@ fn quantize_affine_packed(
     qmax: i32,
     symmetric: bool,
     scale_dtype: &str,
-    scale: Option<Array<'_>>,
-    zero_point: Option<Array<'_>>,
-    out: Option<Array<'_>>,
+    scale: Option<&Array<'_>>,
+    zero_point: Option<&Array<'_>>,
+    out: Option<&Array<'_>>,
 ) -> PyResult<(Object, Object, Option<Object>)> {
-    let (rows, cols) = shape_of("x", &x)?;
+    let (rows, cols) = shape_of("x", x)?;
     let grid = grid_of((rows, cols), group_size)?;
     let codes = codes_of(qmin, qmax, symmetric, bits_of(bits)?)?;
-    let mut params =
-        QParams::new(py, grid, symmetric, scale_dtype, scale.as_ref(), zero_point.as_ref())?;
+    let mut params = QParams::new(py, grid, symmetric, scale_dtype, scale, zero_point)?;
     with_dtype!(dtype, E => {
-        let x = input("x", &x, None)?;
-        let mut out = output(py, out.as_ref(), (rows, packed_len(cols, bits)))?;
+        let x = input("x", x, None)?;
+        let mut out = output(py, out, (rows, packed_len(cols, bits)))?;
         let (x, packed, params_now) = (slice(&x), slice_mut(&mut out), params.slices());
         compute(py, || {
             affine::quantize_affine_packed::<E>(x, grid, bits, codes, params_now, packed)
@@ -266,24 +266,24 @@ fn quantize_affine_packed(
 #[pyo3(signature = (packed, cols, group_size, bits, signed, scale, zero_point, dtype, out=None))]
 fn dequantize_affine_packed(
     py: Python<'_>,
-    packed: Array<'_>,
+    packed: &Array<'_>,
     cols: usize,
     group_size: usize,
     bits: u32,
     signed: bool,
-    scale: Array<'_>,
-    zero_point: Option<Array<'_>>,
+    scale: &Array<'_>,
+    zero_point: Option<&Array<'_>>,
     dtype: &str,
-    out: Option<Array<'_>>,
+    out: Option<&Array<'_>>,
 ) -> PyResult<Object> {
     let bits = bits_of(bits)?;
-    let rows = shape_of("packed", &packed)?.0;
+    let rows = shape_of("packed", packed)?.0;
     let grid = grid_of((rows, cols), group_size)?;
-    let packed = input("packed", &packed, Some((rows, packed_len(cols, bits))))?;
-    let scale = input("scale", &scale, Some(groups(grid)))?;
-    let zero_point = optional_input("zero_point", zero_point.as_ref(), groups(grid))?;
+    let packed = input("packed", packed, Some((rows, packed_len(cols, bits))))?;
+    let scale = input("scale", scale, Some(groups(grid)))?;
+    let zero_point = optional_input("zero_point", zero_point, groups(grid))?;
     with_dtype!(dtype, E => {
-        let mut out = output(py, out.as_ref(), (rows, cols))?;
+        let mut out = output(py, out, (rows, cols))?;
         let params = given(&scale, zero_point.as_ref());
         let (packed, x_hat) = (slice(&packed), slice_mut(&mut out));
         compute(py, || {
@@ -299,25 +299,24 @@ fn dequantize_affine_packed(
                     out=None))]
 fn fake_quantize_affine(
     py: Python<'_>,
-    x: Array<'_>,
+    x: &Array<'_>,
     dtype: &str,
     group_size: usize,
     qmin: i32,
     qmax: i32,
     symmetric: bool,
     scale_dtype: &str,
-    scale: Option<Array<'_>>,
-    zero_point: Option<Array<'_>>,
-    out: Option<Array<'_>>,
+    scale: Option<&Array<'_>>,
+    zero_point: Option<&Array<'_>>,
+    out: Option<&Array<'_>>,
 ) -> PyResult<Object> {
-    let shape = shape_of("x", &x)?;
+    let shape = shape_of("x", x)?;
     let grid = grid_of(shape, group_size)?;
     let codes = codes_of(qmin, qmax, symmetric, 8)?;
-    let mut params =
-        QParams::new(py, grid, symmetric, scale_dtype, scale.as_ref(), zero_point.as_ref())?;
+    let mut params = QParams::new(py, grid, symmetric, scale_dtype, scale, zero_point)?;
     with_dtype!(dtype, E => {
-        let x = input("x", &x, None)?;
-        let mut out = output(py, out.as_ref(), shape)?;
+        let x = input("x", x, None)?;
+        let mut out = output(py, out, shape)?;
         let (x, x_hat, params) = (slice(&x), slice_mut(&mut out), params.slices());
         compute(py, || affine::fake_quantize_affine::<E>(x, grid, codes, params, x_hat))?;
         Ok(finished(&out))

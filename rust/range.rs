@@ -3,8 +3,9 @@
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::Fault;
+use crate::grid::{Block, Grid};
 use crate::numeric::Element;
-use crate::rows::{Block, Grid, for_each_block, take, take_mut};
+use crate::rows::{for_each_block, take, take_mut};
 use crate::simd::multiversion;
 
 /// Independent lanes of the search: two AVX-512 registers of float32.

@@ -265,3 +265,77 @@ fn write_mxcsr(state: u32) {
     // no reserved bit is set. Not `nomem`: float code that touches memory stays on its side.
     unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const state, options(nostack)) };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL_STATE: u64 = YMM_STATE | ZMM_STATE | TILE_STATE;
+    const HASWELL: &str = "avx avx2 fma bmi1 bmi2 f16c lzcnt movbe popcnt";
+    const ICE_LAKE: &str = "avx512f avx512bw avx512cd avx512dq avx512vl avx512vbmi avx512vnni";
+
+    fn highest(features: &str, xcr0: u64) -> Level {
+        let has = |name: &str| features.split(' ').any(|feature| feature == name);
+        let found = Level::ALL.into_iter().rfind(|level| level.is_supported(&has, xcr0));
+        found.expect("every machine has the baseline")
+    }
+
+    #[test]
+    fn b02_known_cpus_get_their_level() {
+        let ice_lake = format!("{HASWELL} {ICE_LAKE}");
+        let sapphire_rapids = format!("{ice_lake} avxvnni amx-tile amx-int8");
+        for (cpu, features, xcr0, level) in [
+            ("Nehalem", "popcnt", 0, Level::Baseline),
+            ("Sandy Bridge", "avx popcnt", YMM_STATE, Level::Baseline),
+            ("Haswell", HASWELL, YMM_STATE, Level::Avx2),
+            ("Alder Lake", &format!("{HASWELL} avxvnni"), YMM_STATE, Level::AvxVnni),
+            ("Knights Landing", &format!("{HASWELL} avx512f avx512cd"), ALL_STATE, Level::Avx2),
+            ("Ice Lake", &ice_lake, YMM_STATE | ZMM_STATE, Level::Avx512),
+            ("Sapphire Rapids", &sapphire_rapids, ALL_STATE, Level::Amx),
+            ("the same, tiles not enabled", &sapphire_rapids, ZMM_STATE, Level::Avx512),
+            ("the same, AVX-512 not enabled", &sapphire_rapids, YMM_STATE, Level::AvxVnni),
+            ("the same, AVX not enabled", &sapphire_rapids, 0, Level::Baseline),
+        ] {
+            assert_eq!(highest(features, xcr0), level, "{cpu}");
+        }
+    }
+
+    #[test]
+    fn b02_one_missing_feature_excludes_a_level() {
+        for missing in AVX2 {
+            let features = HASWELL.replace(&format!("{missing} "), "").replace(" popcnt", "");
+            assert_eq!(highest(&features, ALL_STATE), Level::Baseline, "without {missing}");
+        }
+        for missing in AVX512 {
+            let rest: Vec<_> = ICE_LAKE.split(' ').filter(|feature| feature != missing).collect();
+            let features = format!("{HASWELL} {}", rest.join(" "));
+            assert_eq!(highest(&features, ALL_STATE), Level::Avx2, "without {missing}");
+        }
+    }
+
+    #[test]
+    fn p11_a_level_can_only_be_lowered() {
+        let available = [Level::Baseline, Level::Avx2];
+        assert_eq!(choose(None, &available), Ok(Level::Avx2));
+        assert_eq!(choose(Some("baseline"), &available), Ok(Level::Baseline));
+        for (name, problem) in
+            [("avx512", "does not have"), ("AVX2", "unknown"), ("sse", "unknown")]
+        {
+            let message = choose(Some(name), &available).expect_err("refused");
+            assert!(message.contains(problem) && message.contains("baseline, avx2"), "{message}");
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn the_float_state_is_the_default_one_inside_and_the_callers_after() {
+        let before = read_mxcsr();
+        write_mxcsr(0x9fc0);
+        let tiny = std::hint::black_box(f32::MIN_POSITIVE);
+        let half = with_default_float_state(|| std::hint::black_box(tiny) * 0.5);
+        let after = read_mxcsr();
+        write_mxcsr(before);
+        assert_eq!(half.to_bits(), 1 << 22);
+        assert_eq!(after & 0xffc0, 0x9fc0);
+    }
+}

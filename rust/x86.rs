@@ -255,7 +255,7 @@ mod tests {
         let src: Vec<T> = (0..400).map(&value).collect();
         for start in 0..=64 {
             for len in [0, 1, 3, 15, 16, 17, 63, 64, 65, 200, 300] {
-                let mut dst = vec![T::default(); 400];
+                let mut dst = [T::default(); 400];
                 stream_copy(&mut dst[start..start + len], &src[7..7 + len]);
                 stream_fence();
                 assert_eq!(dst[start..start + len], src[7..7 + len], "start {start} len {len}");

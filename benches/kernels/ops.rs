@@ -1,13 +1,13 @@
 //! What is measured: each kernel on arrays of a given size, outputs allocated and touched beforehand.
 
 use qrs::affine::{
-    Given, Params, ScaleDtype, dequantize_affine_packed, fake_quantize_affine, quantize_affine,
-    quantize_affine_packed,
+    dequantize_affine_packed, fake_quantize_affine, quantize_affine, quantize_affine_packed,
 };
+use qrs::grid::Grid;
 use qrs::numeric::{BFloat16, Codes, Element, Float16, Float32};
 use qrs::pack::{pack_bits, packed_len, unpack_bits};
+use qrs::qparams::{Given, Params, ScaleDtype};
 use qrs::range::group_range;
-use qrs::rows::Grid;
 
 use crate::twin::Ratio;
 

@@ -5,9 +5,9 @@ use pyo3::prelude::*;
 
 use super::arrays::{Array, finished, input, optional_input, output, slice, slice_mut};
 use super::errors::ArgValueError;
-use crate::affine::{Given, Params, ScaleDtype};
+use crate::grid::Grid;
 use crate::numeric::Codes;
-use crate::rows::Grid;
+use crate::qparams::{Given, Params, ScaleDtype};
 
 /// New arrays for the parameters that are chosen; no zero points where they are all 0.
 pub struct Chosen<'py> {

@@ -1,0 +1,51 @@
+//! Every kernel against a naive oracle, bit for bit: at each SIMD level, with several numbers of
+//! threads, on shapes that fit nothing.
+
+mod conversions;
+mod divisions;
+mod faults;
+mod kernels;
+mod oracle;
+mod worked_numbers;
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::{rows, simd};
+
+/// Runs `test` at every level of this machine with one, two and three threads, and asserts that the
+/// level is the one it says. Level and threads belong to the process, so such tests take turns.
+fn at_every_level(mut test: impl FnMut(&str)) {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    for level in simd::levels() {
+        for threads in [1, 2, 3] {
+            simd::set_level(Some(level.name())).expect("a level of this machine");
+            rows::set_num_threads(threads);
+            test(&format!("{level}, {threads} threads"));
+            assert_eq!((simd::level(), rows::num_threads()), (level, threads));
+        }
+    }
+    simd::set_level(None).expect("the highest level");
+}
+
+/// Numbers that are hard on a quantizer, `len` of them, different for each `seed`.
+fn nasty(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2).wrapping_add(1);
+    let mut next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u32
+    };
+    let special = [0.0, -0.0, f32::MIN_POSITIVE, -1e-45, 1e-45, 0.5, -1.5, 2.5, 1e-20, 65504.0];
+    (0..len)
+        .map(|_| match (seed % 4, next()) {
+            // Of every size, subnormals included, but not so large that a scale overflows float16.
+            (0, bits) => f32::from_bits(bits & 0xc5ff_ffff),
+            // Halves: most quotients are ties.
+            (1, bits) => (bits % 509) as f32 / 2.0 - 127.0,
+            (2, bits) if bits % 3 == 0 => special[bits as usize / 3 % special.len()],
+            (_, bits) => (bits as f32 / 4_294_967_296.0 - 0.5) * 6.0,
+        })
+        .collect()
+}
