@@ -66,7 +66,10 @@ def quantize(
         )
     if out is not None and not isinstance(out, QTensor):
         raise ArgTypeError(
-            f"out: got {type(out).__name__}, expected a QTensor", arg="out", value=type(out)
+            f"out: got {type(out).__name__}, expected a QTensor",
+            arg="out",
+            value=type(out),
+            expected="QTensor",
         )
     chosen = backends.resolve(backend, x, scale, zero_point)
     array = as_input(x)
@@ -100,7 +103,12 @@ def dequantize(
     [[0.0, 0.9960784912109375, 2.0]]
     """
     if not isinstance(qt, QTensor):
-        raise ArgTypeError(f"qt: got {type(qt).__name__}, expected a QTensor", arg="qt", value=qt)
+        raise ArgTypeError(
+            f"qt: got {type(qt).__name__}, expected a QTensor",
+            arg="qt",
+            value=type(qt),
+            expected="QTensor",
+        )
     return qt.dequantize(dtype, out=out, backend=backend)
 
 

@@ -101,7 +101,10 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: str, inputs: list[Array])
     """Raise unless `out` can take a result: writable C order, right shape and dtype, no overlap."""
     if type(out) is not np.ndarray:
         raise ArgTypeError(
-            f"out: got {type(out).__name__}, expected a numpy array", arg="out", value=type(out)
+            f"out: got {type(out).__name__}, expected a numpy array",
+            arg="out",
+            value=type(out),
+            expected="ndarray",
         )
     found = None
     if out.shape != shape or out.dtype != DTYPES[dtype]:
@@ -218,7 +221,10 @@ def plain(x: Any, arg: str, integers: bool = False) -> Array:
     """
     if isinstance(x, np.ma.MaskedArray):
         raise ArgTypeError(
-            f"{arg}: masked array not supported; call .filled()", arg=arg, value=type(x)
+            f"{arg}: masked array not supported; call .filled()",
+            arg=arg,
+            value=type(x),
+            expected=_ACCEPTED,
         )
     try:
         array = np.asarray(x)

@@ -197,11 +197,15 @@ class QTensor:
                 f"rows: got {rows!r}, expected one dimension of integers or booleans",
                 arg="rows",
                 value=rows,
+                expected="integers | booleans",
             )
         try:
             return self.scheme.select(self, index)
         except IndexError as error:
-            raise ArgValueError(f"rows: {error}", arg="rows", value=rows) from None
+            expected = f"indices of {self.shape[0]} rows"
+            raise ArgValueError(
+                f"rows: {error}", arg="rows", value=rows, expected=expected
+            ) from None
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -275,10 +279,14 @@ def _checked_shape(shape: Any) -> tuple[int, ...]:
             f"shape: got {shape!r}, expected a tuple of one or more integers",
             arg="shape",
             value=shape,
+            expected="tuple[int, ...]",
         )
     if min(dims) < 0:
         raise ArgValueError(
-            f"shape: got {shape!r}, expected no negatives", arg="shape", value=shape
+            f"shape: got {shape!r}, expected no negatives",
+            arg="shape",
+            value=shape,
+            expected=">= 0",
         )
     return tuple(int(d) for d in dims)
 

@@ -78,7 +78,9 @@ def resolve(backend: str | None, *arrays: Any) -> Reference:
     if name is None:
         return get("cupy" if any(on_gpu) else "rust")
     if not isinstance(name, str):
-        raise ArgTypeError(f"backend: got {name!r}, expected a string", arg="backend", value=name)
+        raise ArgTypeError(
+            f"backend: got {name!r}, expected a string", arg="backend", value=name, expected="str"
+        )
     if name not in NAMES:
         raise ArgValueError(
             f"{source}: got {name!r}, expected one of: {', '.join(NAMES)}",
@@ -154,7 +156,16 @@ def set_num_threads(n: int) -> None:
 
     >>> set_num_threads(num_threads())
     """
-    _extension().set_num_threads(checked_integer(n, "n"))
+    n = checked_integer(n, "n")
+    try:
+        _extension().set_num_threads(n)
+    except OverflowError:
+        raise ArgValueError(
+            f"n: got {n}, expected 1 or more threads", arg="n", value=n, expected=">= 1"
+        ) from None
+    except ArgValueError as error:
+        error.expected = ">= 1"
+        raise
 
 
 def _extension() -> Any:

@@ -56,6 +56,7 @@ class Reference:
         if not np.isfinite(values).all():
             raise KernelFault("nonfinite", 0)
         rows, cols = values.shape
+        group_size = min(group_size, max(cols, 1))
         groups = -(-cols // group_size)
         # Padding with zeros changes nothing, because every range holds 0.
         padded = np.zeros((rows, groups * group_size), np.float32)

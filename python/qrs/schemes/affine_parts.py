@@ -74,7 +74,7 @@ def packed_shape(shape: Shape, bits: int) -> Shape:
     return (*rows, -(-cols * bits // 8))
 
 
-def packed_bits(codes: Array, bits: int) -> NDArray[np.uint8]:
+def packed_bits(codes: Array, bits: int, backend: Reference | None = None) -> NDArray[np.uint8]:
     """Codes of any shape, packed along the last axis; a 0-d array becomes one byte."""
     shape = packed_shape(codes.shape, bits)
     if codes.size == 0:
@@ -82,15 +82,22 @@ def packed_bits(codes: Array, bits: int) -> NDArray[np.uint8]:
     if bits == 8:
         return np.ascontiguousarray(codes).view(np.uint8).reshape(shape)
     rows = np.ascontiguousarray(codes).reshape(-1, (codes.shape or (1,))[-1])
-    return backends.of(codes).pack_bits(rows, bits).reshape(shape)
+    return (backend or backends.of(codes)).pack_bits(rows, bits).reshape(shape)
 
 
-def unpacked_bits(packed: NDArray[np.uint8], bits: int, signed: bool, shape: Shape) -> Array:
+def unpacked_bits(
+    packed: NDArray[np.uint8],
+    bits: int,
+    signed: bool,
+    shape: Shape,
+    backend: Reference | None = None,
+) -> Array:
     """The inverse of `packed_bits`: int8 or uint8 codes of `shape`."""
     if math.prod(shape) == 0:
         return np.empty(shape, np.int8 if signed else np.uint8)
     rows = np.ascontiguousarray(packed).reshape(-1, packed.shape[-1])
-    codes = backends.of(packed).unpack_bits(rows, bits, (shape or (1,))[-1], signed)
+    backend = backend or backends.of(packed)
+    codes = backend.unpack_bits(rows, bits, (shape or (1,))[-1], signed)
     return codes.reshape(shape)
 
 
@@ -127,7 +134,7 @@ def quantize(
             packed_out = packed_out.reshape(-1, layout.packed_shape[-1])
         packed = backend.pack_bits(codes.reshape(-1, x.shape[-1]), scheme.bits, packed_out)
     underflows = _underflow_groups(rows, layout.group_size, scale, backend) if computed else 0
-    parts = parts_of(scheme, x.shape, packed, scale, zero_point)
+    parts = parts_of(scheme, x.shape, packed, scale, zero_point, backend)
     qt = QTensor(scheme, x.shape, x.dtype.name, parts, {"underflow_groups": underflows})
     return qt if out is None else out.overwrite(qt)
 
@@ -144,7 +151,7 @@ def dequantize(
         return copied(dequantize(scheme, qt, "float32", backend, None).astype(np.float64), out)
     layout = layout_of(scheme, shape)
     scale = np.require(qt.scale, requirements=["C", "A"]).reshape(layout.rows, layout.groups)
-    zero_point = qt.zero_point
+    zero_point = scheme.zero_point(qt, backend)
     if zero_point is not None:
         zero_point = zero_point.reshape(layout.rows, layout.groups)
     packed = np.ascontiguousarray(qt.packed)
@@ -181,7 +188,12 @@ def fake_quantize(scheme: Int, x: Array, backend: Reference, out: Array | None) 
 
 
 def parts_of(
-    scheme: Int, shape: Shape, packed: Array, scale: Float32, zero_point: Integers | None
+    scheme: Int,
+    shape: Shape,
+    packed: Array,
+    scale: Float32,
+    zero_point: Integers | None,
+    backend: Reference | None = None,
 ) -> dict[str, Array | QTensor]:
     """The parts as they are stored, from what the kernels return."""
     layout = layout_of(scheme, shape)
@@ -194,7 +206,7 @@ def parts_of(
     }
     if zero_point is not None:
         z = zero_point.reshape(layout.scale_shape).astype(scheme.code_dtype)
-        parts["zero_point"] = packed_bits(z, scheme.bits)
+        parts["zero_point"] = packed_bits(z, scheme.bits, backend)
     return parts
 
 

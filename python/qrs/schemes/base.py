@@ -94,7 +94,7 @@ class Scheme(ABC):
         """The codes in the shape of the tensor."""
 
     @abstractmethod
-    def zero_point(self, qt: QTensor) -> Array | None:
+    def zero_point(self, qt: QTensor, backend: Reference | None = None) -> Array | None:
         """The zero points in the shape of the scale, or None."""
 
     @abstractmethod

@@ -81,7 +81,10 @@ class Int(Scheme, family="int"):
         for name, value in {**flags, "ragged": ragged}.items():
             if not isinstance(value, (bool, np.bool_)):
                 raise ArgTypeError(
-                    f"{name}: got {value!r}, expected True or False", arg=name, value=value
+                    f"{name}: got {value!r}, expected True or False",
+                    arg=name,
+                    value=value,
+                    expected="bool",
                 )
         fields: dict[str, Any] = {name: bool(value) for name, value in flags.items()}
         fields["bits"] = checked_integer(bits, "bits")
@@ -246,12 +249,12 @@ class Int(Scheme, family="int"):
     def codes(self, qt: QTensor) -> Array:
         return affine_parts.unpacked_bits(qt.packed, self.bits, self.signed, qt.shape)
 
-    def zero_point(self, qt: QTensor) -> Array | None:
+    def zero_point(self, qt: QTensor, backend: Reference | None = None) -> Array | None:
         if self.symmetric:
             return None
         shape = affine_parts.layout_of(self, qt.shape).scale_shape
         packed: Array = qt.parts["zero_point"]
-        return affine_parts.unpacked_bits(packed, self.bits, self.signed, shape)
+        return affine_parts.unpacked_bits(packed, self.bits, self.signed, shape, backend)
 
     def select(self, qt: QTensor, index: Any) -> QTensor:
         ndim = len(qt.shape)
