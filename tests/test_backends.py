@@ -230,6 +230,10 @@ def test_the_reference_needs_no_extension():
 import sys
 sys.modules["qrs._qrs"] = None
 import qrs
-print(qrs.quantize([0.0, 2.0], "uint8").dequantize().tolist())
+for scheme in ("int8", "uint4", "int3-axis0-asym", "uint4-g2-f16"):
+    x = [[0.0, 0.0], [0.0, 0.0]]  # scale 1, and zero points to be packed
+    assert qrs.quantize(x, scheme, backend=backend).dequantize(backend=backend).tolist() == x
+    assert qrs.fake_quantize(x, scheme, backend=backend).tolist() == x
 """
-    assert run(code, QRS_BACKEND="reference").strip() == "[0.0, 2.0]"
+    run('backend = "reference"' + code)
+    run("backend = None" + code, QRS_BACKEND="reference")
