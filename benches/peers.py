@@ -22,6 +22,7 @@ from statistics import median
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+SETTLE = 0.01  # seconds
 PACKAGES = ["qrs-quant", "numpy", "torch", "torchao", "bitsandbytes", "onnxruntime", "gguf"]
 
 
@@ -63,6 +64,8 @@ def measure(contenders: list[Any], seconds: float, rounds: int) -> list[list[flo
     done = -1
     while done < rounds or (time.perf_counter() - start < seconds and done < 200):
         for contender, kept in zip(contenders, times, strict=True):
+            # Thread pools spin for a while when their work is done, on the next one's CPUs.
+            time.sleep(SETTLE)
             before = time.perf_counter()
             contender.run()
             if done >= 0:
