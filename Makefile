@@ -67,14 +67,16 @@ format: $(VENV)/.lint ## Rewrite the sources the way `make lint` wants them
 	@$(BIN)/ruff format
 
 .PHONY: bench
-bench: $(VENV)/.bench ## Measure kernels, API and other installed libraries; JSON in benches/results
-	@mkdir -p benches/results
-	$(SAY) 'Kernels, next to a loop that moves the same bytes'
+bench: $(VENV)/.bench $(if $(PEERS),$(VENV)/.peers) ## Measure kernels and API; with PEERS=1 other libraries too (6 GB)
+	$(SAY) 'Kernels, next to loops that move the same bytes'
 	@cargo bench --locked
 	$(SAY) 'Public API'
+	@mkdir -p benches/results
 	@$(BIN)/python -m pytest benches --benchmark-json=benches/results/api.json
-	$(SAY) 'Other libraries, those that are installed in $(VENV)'
+ifdef PEERS
+	$(SAY) 'Other libraries on the same array'
 	@$(BIN)/python benches/peers.py
+endif
 
 .PHONY: test-cpus
 test-cpus: $(VENV)/.test qemu ## Same bits on old CPUs: the tests under an emulated Nehalem and Haswell
@@ -118,8 +120,8 @@ $(VENV)/.installed: build/.wheel
 	@touch $@
 
 # One stamp per extra of pyproject.toml.
-$(VENV)/.test $(VENV)/.lint $(VENV)/.bench: $(VENV)/.%: $(VENV)/.installed
-	$(SAY) 'Installing what `make $*` needs'
+$(VENV)/.test $(VENV)/.lint $(VENV)/.bench $(VENV)/.peers: $(VENV)/.%: $(VENV)/.installed
+	$(SAY) 'Installing qrs-quant[$*]'
 	@$(PIP) "$$(echo $(WHEELS)/*.whl)[$*]"
 	@touch $@
 
