@@ -1,12 +1,23 @@
 """Fixtures that more than one test module needs."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import qrs
 from kernel_calls import LEVELS
 from qrs import _qrs
+
+# No deadlines: a busy machine is no failure. QRS_EXAMPLES asks for a longer search.
+settings.register_profile(
+    "qrs",
+    max_examples=int(os.environ.get("QRS_EXAMPLES", "100")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("qrs")
 
 
 @pytest.fixture

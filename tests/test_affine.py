@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import qrs
@@ -11,8 +11,6 @@ from nasty import same_bits
 from strategies import DTYPES, arrays, fitting, schemes
 
 FLOAT_NAMES = sorted(DTYPES)
-settings.register_profile("qrs", max_examples=120, deadline=None)
-settings.load_profile("qrs")
 
 
 def spread(per_group: np.ndarray, scheme: qrs.Int, shape: tuple[int, ...]) -> np.ndarray:

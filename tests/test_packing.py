@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import qrs
@@ -102,7 +102,6 @@ def test_every_length_round_trips(backend, bits, signed):
     cols=st.integers(0, 300),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=150, deadline=None)
 def test_round_trip(backend, bits, signed, rows, cols, seed):
     codes = all_codes(bits, signed, rows, cols, seed)
     packed = backend.pack_bits(codes, bits)
