@@ -121,7 +121,7 @@ def test_parts_are_what_is_documented():
 
 
 @pytest.mark.parametrize(
-    "text", ["int8", "uint4", "int4-axis0", "uint3-axis1", "int4-g16-asym-f16"]
+    "text", ["int8", "uint4", "int4-axis0", "uint4-axis-2", "uint3-axis1", "int4-g16-asym-f16"]
 )
 @pytest.mark.parametrize(
     "rows",

@@ -114,6 +114,8 @@ def test_symmetric_scales(lo, hi, qmin, qmax, scale):
         (-1.5, 1.5, -2, 1, 1.0, 0),  # -2 + 1.5 = -0.5 is a tie: to even
         (0, 15, -8, 7, 1.0, -8),
         (-30, 0, -8, 7, 2.0, 7),
+        # -128 + 0.50000006 is -127.5 in float32: the sum is rounded before the tie is
+        (-0.50000006, 254.5, -128, 127, 1.0, -128),
     ],
 )
 def test_asymmetric_scales_and_zero_points(lo, hi, qmin, qmax, scale, zero_point):

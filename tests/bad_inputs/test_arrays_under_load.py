@@ -127,14 +127,14 @@ def test_A27_more_than_two_to_the_32_bytes():
     x = np.zeros(2**31 + 1, np.float16)
     x[-1], x[5] = 127, -2
     qt = qrs.quantize(x, "int8")
-    assert (qt.codes[5], qt.codes[-1]) == (-2, 127)
+    assert qt.packed[[4, 5, -2, -1]].tolist() == [0, 254, 0, 127]
     assert qt.nbytes == 2**31 + 1 + 4
     x[-2] = np.nan
     with pytest.raises(qrs.ArgValueError, match=r"first nan at \(2147483647,\)"):
         qrs.quantize(x, "int2")
     del x
     x_hat = qt.dequantize("float16")
-    assert (x_hat[5], x_hat[-1], np.count_nonzero(x_hat)) == (-2, 127, 2)
+    assert x_hat[[4, 5, -2, -1]].tolist() == [0, -2, 0, 127]
 
 
 def test_A29_an_array_that_changes_meanwhile():
