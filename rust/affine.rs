@@ -6,10 +6,10 @@
 
 use crate::error::Fault;
 use crate::grid::{Block, Grid};
-use crate::numeric::{self, Codes, Element, code_offsets};
+use crate::numeric::{self, Codes, Element, code_offsets, nonfinite_bit};
 use crate::pack::{pack_row, packed_len, sign_bit, unpack_row};
-use crate::qparams::{Chosen, Given, Params, choose_part, choose_qparams_affine};
-use crate::range::{all_finite, group_range};
+use crate::qparams::{Chosen, Given, Params, ScaleDtype, choose_part, choose_qparams_affine};
+use crate::range::group_range;
 use crate::rows::{Output, TILE, for_each_block, take, take_mut, take_up_to};
 use crate::simd::multiversion;
 use crate::x86::{Streamable, prefetch, worth_streaming};
@@ -55,7 +55,7 @@ pub fn quantize_affine_packed<E: Element>(
     assert_eq!(packed.len(), grid.rows * packed_len(grid.cols, bits));
     let out_len = |block: &Block| block.packed_len(bits);
     for_each_part::<E, _>(x, grid, codes, params, packed, out_len, |part, out| {
-        encode_part::<E>(part, codes, bits, out);
+        encode_part::<E>(part, codes, bits, out)
     })
 }
 
@@ -72,7 +72,7 @@ pub fn fake_quantize_affine<E: Element>(
 ) -> Result<(), Fault> {
     assert_eq!(x_hat.len(), grid.len());
     for_each_part::<E, _>(x, grid, codes, params, x_hat, Block::len, |part, out| {
-        encode_decode_part::<E>(part, codes, out);
+        encode_decode_part::<E>(part, codes, out)
     })
 }
 
@@ -108,6 +108,8 @@ struct Part<'a, E: Element> {
     x: &'a [E::Repr],
     /// The input after it, as much again, which the same thread takes next.
     ahead: &'a [E::Repr],
+    /// Whether `x` has been found finite.
+    known_finite: bool,
     /// What `block` is a block of.
     grid: Grid,
     block: &'a Block,
@@ -123,71 +125,93 @@ fn for_each_part<E: Element, T: Streamable + Send>(
     params: Params,
     out: &mut [T],
     out_len: impl Fn(&Block) -> usize + Sync,
-    work: impl Fn(Part<E>, &mut Output<T>) + Sync,
+    work: impl Fn(Part<E>, &mut Output<T>) -> Result<(), Fault> + Sync,
 ) -> Result<(), Fault> {
     assert_eq!(x.len(), grid.len());
+    let params = choose_if_large::<E>(x, grid, codes, params)?;
     let stream = worth_streaming(size_of_val(out));
     let (mut x_rest, mut out_rest) = (x, out);
     let mut cut = |block: &Block| {
         let out = take_mut(&mut out_rest, out_len(block));
         (take(&mut x_rest, block.len()), Output::new(out, stream))
     };
-    let encode = |block: &Block, x, given: Given, mut out: Output<T>| {
-        let given = given.of(block);
-        work(Part { x, ahead: &[], grid, block, given }, &mut out);
-        out.finish();
-    };
     match params {
-        Params::Given(given) => for_each_block(grid, cut, |block, (x, out)| {
-            encode(&block, x, given, out);
-            all_finite::<E>(x)
+        Params::Given(given) => for_each_block(grid, cut, |block, (x, mut out)| {
+            let (given, block) = (given.of(&block), &block);
+            let part = Part { x, ahead: &[], known_finite: false, grid, block, given };
+            let result = work(part, &mut out);
+            out.finish();
+            result
         }),
-        Params::Choose { scale_dtype, scale, mut zero_point } if !grid.keeps_groups_whole() => {
-            let (mut lo, mut hi) = (vec![0.0; scale.len()], vec![0.0; scale.len()]);
-            group_range::<E>(x, grid, &mut lo, &mut hi)?;
-            let chosen = zero_point.as_deref_mut();
-            choose_qparams_affine(&lo, &hi, codes, scale_dtype, scale, chosen)?;
-            let given = Given { scale, zero_point: zero_point.as_deref() };
-            for_each_block(grid, cut, |block, (x, out)| {
-                encode(&block, x, given, out);
-                Ok(())
-            })
-        }
         Params::Choose { scale_dtype, scale, zero_point } => {
             let mut chosen = Chosen { scale, zero_point };
             let cut = |block: &Block| (cut(block), chosen.take(block.groups.len()));
-            for_each_block(grid, cut, |block, ((mut x, mut out), mut chosen)| {
-                let (grid, first) = (block.grid(grid), block.groups.start);
-                let mut result = Ok(());
-                for block in grid.parts() {
-                    let now = take(&mut x, block.len());
-                    let mut chosen = chosen.take(block.groups.len());
-                    let within = block.grid(grid);
-                    match choose_part::<E>(now, within, codes, scale_dtype, &mut chosen) {
-                        Err(Fault::NonFinite) => return Err(Fault::NonFinite),
-                        // Values that are not finite may come yet, and are the graver fault.
-                        found => {
-                            let offset = first + block.groups.start;
-                            result = result.and(found.map_err(|fault| fault.after(offset)));
-                        }
-                    }
-                    let given = chosen.given();
-                    let ahead = take_up_to(&mut { x }, now.len());
-                    work(Part { x: now, ahead, grid, block: &block, given }, &mut out);
-                }
+            for_each_block(grid, cut, |block, ((x, mut out), chosen)| {
+                let work = |part: Part<E>| work(part, &mut out);
+                choose_and_work::<E>(x, block.grid(grid), codes, scale_dtype, chosen, work)
+                    .map_err(|fault| fault.after(block.groups.start))?;
                 out.finish();
-                result
+                Ok(())
             })
         }
     }
 }
 
+/// Where groups are larger than blocks, so that nothing can be done in one pass over memory, makes
+/// parameters that are given of those to be chosen.
+fn choose_if_large<'a, E: Element>(
+    x: &[E::Repr],
+    grid: Grid,
+    codes: Codes,
+    params: Params<'a>,
+) -> Result<Params<'a>, Fault> {
+    match params {
+        Params::Choose { scale_dtype, scale, mut zero_point } if !grid.keeps_groups_whole() => {
+            let (mut lo, mut hi) = (vec![0.0; scale.len()], vec![0.0; scale.len()]);
+            group_range::<E>(x, grid, &mut lo, &mut hi)?;
+            let place = zero_point.as_deref_mut();
+            choose_qparams_affine(&lo, &hi, codes, scale_dtype, scale, place)?;
+            let zero_point = zero_point.map(|zero_point| &*zero_point);
+            Ok(Params::Given(Given { scale, zero_point }))
+        }
+        other => Ok(other),
+    }
+}
+
+/// Runs `work` on each part of `x`, a block, right after choosing the parameters of its groups.
+fn choose_and_work<E: Element>(
+    x: &[E::Repr],
+    grid: Grid,
+    codes: Codes,
+    scale_dtype: ScaleDtype,
+    mut chosen: Chosen,
+    mut work: impl FnMut(Part<E>) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    let (mut rest, mut result) = (x, Ok(()));
+    for block in grid.parts() {
+        let x = take(&mut rest, block.len());
+        let mut chosen = chosen.take(block.groups.len());
+        let found = choose_part::<E>(x, block.grid(grid), codes, scale_dtype, &mut chosen)
+            .map_err(|fault| fault.after(block.groups.start));
+        if found == Err(Fault::NonFinite) {
+            return found;
+        }
+        // Values that are not finite may come yet, and are the graver fault.
+        result = result.and(found);
+        let ahead = &rest[..x.len().min(rest.len())];
+        let (given, block) = (chosen.given(), &block);
+        work(Part { x, ahead, known_finite: true, grid, block, given })?;
+    }
+    result
+}
+
 multiversion! {
     fn encode_part<E: Element>(
         part: Part<E>, codes: Codes, bits: u32, out: &mut Output<u8>,
-    ) {
-        let Part { x, mut ahead, grid, block, given } = part;
+    ) -> Result<(), Fault> {
+        let Part { x, mut ahead, known_finite, grid, block, given } = part;
         let mut tile = [0; TILE];
+        let mut nonfinite = 0;
         for (row, x) in x.chunks_exact(block.cols.len()).enumerate() {
             let mut groups = block.row(grid);
             for x in x.chunks(TILE) {
@@ -197,22 +221,25 @@ multiversion! {
                 for segment in groups.segments(x.len()) {
                     let (scale, zero_point) = given.group(block.index_of(row, segment.group));
                     let (low, high) = code_offsets(zero_point, codes);
-                    let encode = |x| numeric::encode(E::widen(x), scale, zero_point, low, high);
-                    map(&x[segment.elements.clone()], &mut q[segment.elements], encode);
+                    let encode = |x| numeric::encode(x, scale, zero_point, low, high);
+                    let (x, q) = (&x[segment.elements.clone()], &mut q[segment.elements]);
+                    nonfinite |= map_checked::<E, _>(x, q, known_finite, encode);
                 }
                 if bits != 8 {
                     pack_row(&tile[..x.len()], bits, packed);
                 }
             }
         }
+        if nonfinite >> 31 == 0 { Ok(()) } else { Err(Fault::NonFinite) }
     }
 }
 
 multiversion! {
     fn encode_decode_part<E: Element>(
         part: Part<E>, codes: Codes, out: &mut Output<E::Repr>,
-    ) {
-        let Part { x, mut ahead, grid, block, given } = part;
+    ) -> Result<(), Fault> {
+        let Part { x, mut ahead, known_finite, grid, block, given } = part;
+        let mut nonfinite = 0;
         for (row, x) in x.chunks_exact(block.cols.len()).enumerate() {
             let mut groups = block.row(grid);
             for x in x.chunks(TILE) {
@@ -221,12 +248,14 @@ multiversion! {
                 for segment in groups.segments(x.len()) {
                     let (scale, zero_point) = given.group(block.index_of(row, segment.group));
                     let (low, high) = code_offsets(zero_point, codes);
-                    let there_and_back =
-                        |x| E::narrow(numeric::encode_decode(E::widen(x), scale, low, high));
-                    map(&x[segment.elements.clone()], &mut x_hat[segment.elements], there_and_back);
+                    let encode_decode =
+                        |x| E::narrow(numeric::encode_decode(x, scale, low, high));
+                    let (x, x_hat) = (&x[segment.elements.clone()], &mut x_hat[segment.elements]);
+                    nonfinite |= map_checked::<E, _>(x, x_hat, known_finite, encode_decode);
                 }
             }
         }
+        if nonfinite >> 31 == 0 { Ok(()) } else { Err(Fault::NonFinite) }
     }
 }
 
@@ -264,9 +293,30 @@ multiversion! {
     }
 }
 
+/// Applies `f` to each element; an OR of their [`nonfinite_bit`]s, or 0 where that is known.
+#[inline(always)]
+fn map_checked<E: Element, B>(
+    from: &[E::Repr],
+    to: &mut [B],
+    known_finite: bool,
+    f: impl Fn(f32) -> B,
+) -> u32 {
+    let mut nonfinite = 0;
+    if known_finite {
+        map(from, to, |x| f(E::widen(x)));
+    } else {
+        map(from, to, |x| {
+            let x = E::widen(x);
+            nonfinite |= nonfinite_bit(x);
+            f(x)
+        });
+    }
+    nonfinite
+}
+
 /// Applies `f` to each element.
 #[inline(always)]
-fn map<A: Copy, B>(from: &[A], to: &mut [B], f: impl Fn(A) -> B) {
+fn map<A: Copy, B>(from: &[A], to: &mut [B], mut f: impl FnMut(A) -> B) {
     for (from, to) in from.iter().zip(to) {
         *to = f(*from);
     }

@@ -232,6 +232,14 @@ pub fn choose_params<S: Element>(lo: f32, hi: f32, codes: Codes) -> Chosen {
     }
 }
 
+/// A number whose highest bit tells NaN and infinities from finite numbers; an OR of many tells
+/// whether any was one. Adding one to an exponent of all ones carries into that bit.
+#[inline(always)]
+#[must_use]
+pub fn nonfinite_bit(x: f32) -> u32 {
+    (x.to_bits() & 0x7fff_ffff) + 0x0080_0000
+}
+
 /// The code of `x`, as a byte; `low` and `high` are the [`code_offsets`].
 #[inline(always)]
 #[must_use]

@@ -78,14 +78,6 @@ multiversion! {
     }
 }
 
-multiversion! {
-    /// Fails if `x` holds NaN or an infinity.
-    pub(crate) fn all_finite<E: Element>(x: &[E::Repr]) -> Result<(), Fault> {
-        let (lo, hi) = range::<E>(x);
-        if lo.is_finite() & hi.is_finite() { Ok(()) } else { Err(Fault::NonFinite) }
-    }
-}
-
 /// The range of one group; not finite if any of its values is not.
 ///
 /// Floats of one sign are ordered as their bits are, and NaN and infinity lie above all others. So

@@ -91,7 +91,7 @@ pub fn stream_fence() {
 #[inline(always)]
 pub fn prefetch<T: Streamable>(ahead: &[T]) {
     #[cfg(target_arch = "x86_64")]
-    for line in ahead.chunks(line_len::<T>()) {
+    for line in ahead.chunks_exact(line_len::<T>()) {
         // SAFETY: prefetching is part of SSE, never faults, and changes no memory.
         unsafe {
             std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(
