@@ -59,7 +59,7 @@ def as_kernel_float(x: Array, arg: str = "x") -> Array:
     """float64 narrowed to float32; a value that becomes infinite is an error. Others unchanged."""
     if x.dtype != np.float64:
         return x
-    check_subnormals(arg)
+    check_subnormals(arg, "float64", "float32")
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         narrow = x.astype(np.float32)
     overflow = np.isinf(narrow) & np.isfinite(x)
@@ -163,18 +163,19 @@ class Held:
         self._references.clear()
 
 
-def check_subnormals(arg: str) -> None:
-    """Raise in a thread whose CPU state drops subnormals, where numpy cannot convert float64.
+def check_subnormals(arg: str, value: str, expected: str) -> None:
+    """Raise in a thread whose CPU state drops subnormals: numpy's arithmetic would lose them.
 
-    The kernels set that state themselves; only conversions from and to float64 are numpy's.
+    The Rust kernels set that state themselves; the reference, and the conversions from and to
+    float64, are numpy's.
     """
     if not np.float64(2.0**-149).astype(np.float32).astype(np.float64).view(np.int64):
         raise ArgValueError(
-            f"{arg}: float64 in a thread that flushes subnormals to zero (FTZ or DAZ of the CPU), "
-            "expected float32",
+            f"{arg}: {value} in a thread that flushes subnormals to zero (FTZ or DAZ of the CPU), "
+            f"expected {expected}",
             arg=arg,
-            value="float64",
-            expected="float32",
+            value=value,
+            expected=expected,
         )
 
 

@@ -22,7 +22,9 @@ def test_P01_bits_out_of_range(bits):
     assert message == f"bits: got {int(bits)}, expected 2, 3, 4, 5, 6, 7 or 8"
 
 
-@pytest.mark.parametrize("bits", [3.5, 4.0, True, np.True_, "4", None, [4], np.float32(4)], ids=repr)
+@pytest.mark.parametrize(
+    "bits", [3.5, 4.0, True, np.True_, "4", None, [4], np.float32(4)], ids=repr
+)
 def test_P01_bits_of_other_types(bits):
     message = refused(qrs.Int, bits, error=qrs.ArgTypeError, arg="bits")
     assert message == f"bits: got {bits!r}, expected an integer"
@@ -115,9 +117,7 @@ def test_P04_scales_that_are_not_finite(value, backend):
     scale[2, 1] = value
     message = refused(qrs.quantize, X, "int4-g16", scale=scale, arg="scale", backend=backend)
     assert message == f"scale: {value} at (2, 1), expected finite values"
-    refused(
-        qrs.QTensor.from_parts, "int4-g16", X.shape, np.zeros(X.shape, int), scale, arg="scale"
-    )
+    refused(qrs.QTensor.from_parts, "int4-g16", X.shape, np.zeros(X.shape, int), scale, arg="scale")
 
 
 @pytest.mark.parametrize("value", [2.0**-149, 2.0**-127, 3e-41])
@@ -158,9 +158,7 @@ def test_P04_negative_scales(backend):
     plain = qrs.quantize(X, "int8", scale=np.float32(0.05), backend=backend)
     assert np.array_equal(qt.codes, -plain.codes)
     assert np.array_equal(qt.dequantize(backend=backend), plain.dequantize(backend=backend))
-    message = refused(
-        qrs.quantize, X, "uint8", scale=np.float32(-0.05), zero_point=3, arg="scale"
-    )
+    message = refused(qrs.quantize, X, "uint8", scale=np.float32(-0.05), zero_point=3, arg="scale")
     assert "-0.0" in message and "zero point" in message
 
 
@@ -220,9 +218,7 @@ def test_P06_codes_out_of_range(scheme, code):
     codes = np.zeros((2, 3), np.int16)
     codes[1, 2] = code
     scale, zero_point = 1.0, 0 if scheme[0] == "u" else None
-    message = refused(
-        qrs.QTensor.from_parts, scheme, (2, 3), codes, scale, zero_point, arg="codes"
-    )
+    message = refused(qrs.QTensor.from_parts, scheme, (2, 3), codes, scale, zero_point, arg="codes")
     assert message.startswith(f"codes: {code} at (1, 2), expected [")
     for wrong, error in ((codes.astype(float), qrs.ArgTypeError), (codes[:1], qrs.ArgValueError)):
         refused(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import check_subnormals
 from ..errors import ArgTypeError, ArgValueError, DeviceError
 from ..integers import checked_integer
 from . import cupy
@@ -89,6 +90,8 @@ def resolve(backend: str | None, *arrays: Any) -> Reference:
             expected=", ".join(NAMES),
         )
     chosen = get(name)
+    if name == "reference":
+        check_subnormals(source, "'reference'", "'rust'")
     if on_gpu and any(on_gpu) != (name == "cupy"):
         library = "CuPy" if any(on_gpu) else "numpy"
         raise DeviceError(

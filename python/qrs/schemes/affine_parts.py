@@ -147,7 +147,7 @@ def dequantize(
     if math.prod(shape) == 0:
         return np.empty(shape, DTYPES[dtype]) if out is None else out
     if dtype == "float64":  # the kernels decode in float32; float64 holds every result
-        check_subnormals("dtype")
+        check_subnormals("dtype", "float64", "float32")
         return copied(dequantize(scheme, qt, "float32", backend, None).astype(np.float64), out)
     layout = layout_of(scheme, shape)
     scale = np.require(qt.scale, requirements=["C", "A"]).reshape(layout.rows, layout.groups)
