@@ -21,7 +21,7 @@ RUST = ROOT / "rust"
 
 # Lowest first. A module may import from its own row, and from those above it in this list.
 LAYERS = (
-    {"errors", "constants", "integers", "_qrs"},
+    {"errors", "constants", "checks", "_qrs"},
     {"backends"},
     {"arrays", "granularity", "metrics", "statistics", "qtensor"},
     {"schemes", "observers"},
@@ -33,8 +33,8 @@ LAYERS = (
     {"cli", "__main__"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-# `qt.dequantize()` is another spelling of a function higher up, and imports it when it is called.
-SHORT_FORMS = {("qtensor", "api"), ("qtensor", "schemes")}
+# `QTensor.from_parts("int8", ...)` parses a string of a layer higher up when it is called.
+SHORT_FORMS = {("qtensor", "schemes")}
 MAX_LINES = 420
 MAX_FUNCTION_LINES = 50
 

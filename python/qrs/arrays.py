@@ -21,6 +21,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import check_subnormals
 from .constants import DTYPES
 from .errors import ArgTypeError, ArgValueError, QrsMemoryError
 
@@ -161,22 +162,6 @@ class Held:
 
     def __exit__(self, *_: object) -> None:
         self._references.clear()
-
-
-def check_subnormals(arg: str, value: str, expected: str) -> None:
-    """Raise in a thread whose CPU state drops subnormals: numpy's arithmetic would lose them.
-
-    The Rust kernels set that state themselves; the reference, and the conversions from and to
-    float64, are numpy's.
-    """
-    if not np.float64(2.0**-149).astype(np.float32).astype(np.float64).view(np.int64):
-        raise ArgValueError(
-            f"{arg}: {value} in a thread that flushes subnormals to zero (FTZ or DAZ of the CPU), "
-            f"expected {expected}",
-            arg=arg,
-            value=value,
-            expected=expected,
-        )
 
 
 def copied(array: Array, arg: str = "x") -> Array:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import checked_integer
 from .errors import ArgTypeError, ArgValueError
-from .integers import checked_integer
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import check_subnormals
+from ..checks import check_subnormals, checked_integer
 from ..errors import ArgTypeError, ArgValueError, DeviceError
-from ..integers import checked_integer
 from . import cupy
 from .reference import OPERATIONS, Reference
 

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import backends
-from ..arrays import check_subnormals, index_text
+from ..arrays import index_text
+from ..checks import check_subnormals
 from ..constants import DTYPES
 from ..errors import ArgValueError
 from ..qtensor import QTensor

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..checks import checked_integer
 from ..constants import SCALE_DTYPES
 from ..errors import ArgTypeError, ArgValueError, KernelFault, QrsError
 from ..granularity import Granularity, PerAxis, PerGroup, granularity_of
-from ..integers import checked_integer
 from ..qtensor import QTensor
 from . import affine_checks, affine_parts
 from .base import Array, PartSpecs, Scheme, Shape
