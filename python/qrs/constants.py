@@ -15,5 +15,8 @@ DTYPES: Final[dict[str, np.dtype]] = {
 }
 """Float dtypes of tensors, by name. Kernels take the first three; float64 narrows to float32."""
 
+DTYPE_NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
+"""The inverse: `dtype.name` is computed anew at each call, which costs microseconds."""
+
 SCALE_DTYPES: Final = {"float32": "", "float16": "f16", "bfloat16": "bf16"}
 """How scales may be stored -> the suffix in a scheme's string."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _qrs
-from ..constants import DTYPES
+from ..constants import DTYPE_NAMES, DTYPES
 from .reference import Array, Bytes, Codes, Float32, Integers, Reference
 
 
@@ -117,7 +117,6 @@ class Rust(Reference):
         return _typed(x_hat, dtype)
 
 
-_NAMES = {DTYPES[name]: name for name in ("float32", "float16", "bfloat16")}
 _FLOAT32 = DTYPES["float32"]
 
 
@@ -125,7 +124,7 @@ def _raw(x: Array) -> tuple[Array, str]:
     """An array as the kernels take it, and the name of its dtype."""
     if x.dtype is _FLOAT32:
         return x, "float32"
-    name = _NAMES[x.dtype]
+    name = DTYPE_NAMES[x.dtype]
     return (x if name == "float32" else x.view(np.uint16)), name
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .. import backends
 from ..arrays import index_text
 from ..checks import check_subnormals
-from ..constants import DTYPES
+from ..constants import DTYPE_NAMES, DTYPES
 from ..errors import ArgValueError
 from ..qtensor import QTensor
 from .base import Array, Shape
@@ -136,7 +136,7 @@ def quantize(
         packed = backend.pack_bits(codes.reshape(-1, x.shape[-1]), scheme.bits, packed_out)
     underflows = _underflow_groups(rows, layout.group_size, scale, backend) if computed else 0
     parts = parts_of(scheme, x.shape, packed, scale, zero_point, backend)
-    qt = QTensor(scheme, x.shape, x.dtype.name, parts, {"underflow_groups": underflows})
+    qt = QTensor(scheme, x.shape, DTYPE_NAMES[x.dtype], parts, {"underflow_groups": underflows})
     return qt if out is None else out.overwrite(qt)
 
 
@@ -230,7 +230,7 @@ def _of_nothing(
             zero_point = np.full(layout.scale_shape, scheme.qmin, scheme.code_dtype)
     packed = np.empty(layout.packed_shape, np.uint8)
     parts = parts_of(scheme, x.shape, packed, scale, zero_point)
-    return QTensor(scheme, x.shape, x.dtype.name, parts, {"underflow_groups": 0})
+    return QTensor(scheme, x.shape, DTYPE_NAMES[x.dtype], parts, {"underflow_groups": 0})
 
 
 def _underflow_groups(rows: Array, group_size: int, scale: Float32, backend: Reference) -> int:
