@@ -8,12 +8,12 @@ mod ops;
 mod twin;
 
 use std::cell::RefCell;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use measure::{Effort, Row};
 use qrs::simd::Level;
-use rayon::{ThreadPool, ThreadPoolBuilder};
-use twin::{Ratio, Stores};
+use twin::{Ratio, Stores, Threads};
 
 /// Bytes of the arrays that twin and memcpy work on.
 const ARENA: usize = 64 << 20;
@@ -30,31 +30,33 @@ impl Arena {
         Self { src: vec![1; ARENA + 64], dst: RefCell::new(vec![1; ARENA + 64]) }
     }
 
-    fn twin(&self, pool: &ThreadPool, stores: Stores, ratio: Ratio, bytes: usize) {
+    fn twin(&self, threads: &Threads, stores: Stores, ratio: Ratio, bytes: usize) {
         let step = bytes / (ratio.read + ratio.write);
         let mut dst = self.dst.borrow_mut();
         let (from, to) = (self.src.as_ptr().align_offset(64), dst.as_ptr().align_offset(64));
         let src = &self.src[from..from + step * ratio.read];
-        twin::move_all(pool, stores, ratio, src, &mut dst[to..to + step * ratio.write]);
+        twin::move_all(threads, stores, ratio, src, &mut dst[to..to + step * ratio.write]);
     }
 
     /// Copies `bytes / 2`, so that as many bytes move as in the kernel.
-    fn memcpy(&self, pool: &ThreadPool, bytes: usize) {
+    fn memcpy(&self, threads: &Threads, bytes: usize) {
         let mut dst = self.dst.borrow_mut();
-        let part = (bytes / 2).div_ceil(pool.current_num_threads());
-        let copies = dst[..bytes / 2].chunks_mut(part).zip(self.src[..bytes / 2].chunks(part));
-        pool.in_place_scope(|scope| {
-            for (dst, src) in copies {
-                scope.spawn(move |_| dst.copy_from_slice(src));
+        let part = (bytes / 2).div_ceil(threads.count);
+        let parts = dst[..bytes / 2].chunks_mut(part).zip(self.src[..bytes / 2].chunks(part));
+        let parts = Mutex::new(parts);
+        threads.run(|| {
+            let next = parts.lock().expect("no panic").next();
+            if let Some((dst, src)) = next {
+                dst.copy_from_slice(src);
             }
         });
     }
 
     /// The fastest stores for this ratio and these threads.
-    fn best_stores(&self, pool: &ThreadPool, ratio: Ratio, bytes: usize) -> Stores {
+    fn best_stores(&self, threads: &Threads, ratio: Ratio, bytes: usize) -> Stores {
         let time = |stores| {
             let mut times: Vec<_> = (0..5)
-                .map(|_| measure::seconds(|| self.twin(pool, stores, ratio, bytes)))
+                .map(|_| measure::seconds(|| self.twin(threads, stores, ratio, bytes)))
                 .collect();
             measure::median(&mut times)
         };
@@ -118,15 +120,15 @@ fn measure_case(
     let counts = if all == 1 { vec![1] } else { vec![1, all] };
     for threads in counts {
         qrs::rows::set_num_threads(threads);
-        let pool = ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
-        let stores = arena.best_stores(&pool, case.ratio, case.bytes);
+        let team = Threads::new(threads);
+        let stores = arena.best_stores(&team, case.ratio, case.bytes);
         for &level in levels {
             qrs::simd::set_level(Some(level.name())).expect("a level of this machine");
             let found = measure::compare(
                 effort,
                 &mut case.run,
-                || arena.twin(&pool, stores, case.ratio, case.bytes),
-                || arena.memcpy(&pool, case.bytes),
+                || arena.twin(&team, stores, case.ratio, case.bytes),
+                || arena.memcpy(&team, case.bytes),
             );
             let target = target.filter(|_| level == Level::Avx512 && threads == all);
             let row = Row {

@@ -4,16 +4,45 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rayon::ThreadPool;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+/// The calling thread and a pool of the others, as kernels have it.
+pub struct Threads {
+    others: Option<ThreadPool>,
+    pub count: usize,
+}
+
+impl Threads {
+    pub fn new(count: usize) -> Self {
+        let pool = || ThreadPoolBuilder::new().num_threads(count - 1).build().expect("threads");
+        Self { others: (count > 1).then(pool), count }
+    }
+
+    /// Runs `work` once on each thread.
+    pub fn run(&self, work: impl Fn() + Sync) {
+        let Some(others) = &self.others else { return work() };
+        others.in_place_scope(|scope| {
+            for _ in 1..self.count {
+                scope.spawn(|_| work());
+            }
+            work();
+        });
+    }
+}
 
 /// Lines (64 bytes) that one task moves at a time on the larger side.
 const TASK_LINES: usize = 4096;
 
-/// How a twin stores: vector width and kind.
+/// Bytes ahead of what it reads that a twin asks for, where it does.
+const FETCH_AHEAD: usize = 8192;
+
+/// How a twin stores: vector width and kind; fetched is streamed, and asks for its input in advance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stores {
+    Fetched512,
     Streamed512,
     Plain512,
+    Fetched256,
     Streamed256,
     Plain256,
     Portable,
@@ -26,10 +55,10 @@ impl Stores {
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx2") {
-                all.extend([Self::Streamed256, Self::Plain256]);
+                all.extend([Self::Fetched256, Self::Streamed256, Self::Plain256]);
             }
             if is_x86_feature_detected!("avx512f") {
-                all.extend([Self::Streamed512, Self::Plain512]);
+                all.extend([Self::Fetched512, Self::Streamed512, Self::Plain512]);
             }
         }
         all
@@ -54,15 +83,15 @@ unsafe impl Send for Parts {}
 // SAFETY: as above.
 unsafe impl Sync for Parts {}
 
-/// Reads all of `src` and writes all of `dst`, whose lengths are in `ratio`, on `pool`.
-pub fn move_all(pool: &ThreadPool, stores: Stores, ratio: Ratio, src: &[u8], dst: &mut [u8]) {
+/// Reads all of `src` and writes all of `dst`, whose lengths are in `ratio`, on all `threads`.
+pub fn move_all(threads: &Threads, stores: Stores, ratio: Ratio, src: &[u8], dst: &mut [u8]) {
     let (step_in, step_out) = (ratio.read * 64, ratio.write * 64);
     let steps = src.len() / step_in;
     assert!(steps * step_out <= dst.len() && dst.as_ptr().align_offset(64) == 0);
     let task = (TASK_LINES / ratio.read.max(ratio.write)).max(1);
     let parts = Parts { src: src.as_ptr(), dst: dst.as_mut_ptr() };
     let next = AtomicUsize::new(0);
-    let work = || {
+    threads.run(|| {
         let parts = &parts;
         loop {
             let first = next.fetch_add(task, Ordering::Relaxed);
@@ -77,12 +106,6 @@ pub fn move_all(pool: &ThreadPool, stores: Stores, ratio: Ratio, src: &[u8], dst
                 move_steps(stores, ratio, src, dst, count);
             }
         }
-    };
-    pool.in_place_scope(|scope| {
-        for _ in 1..pool.current_num_threads() {
-            scope.spawn(|_| work());
-        }
-        work();
     });
 }
 
@@ -92,20 +115,20 @@ pub fn move_all(pool: &ThreadPool, stores: Stores, ratio: Ratio, src: &[u8], dst
 unsafe fn move_steps(stores: Stores, ratio: Ratio, src: *const u8, dst: *mut u8, count: usize) {
     /// Compile-time numbers of lines, so that each twin is one unrolled loop.
     macro_rules! by_ratio {
-        ($function:ident $(, $streamed:literal)?) => {
+        ($function:ident $(, $streamed:literal, $fetched:literal)?) => {
             // SAFETY: the caller's.
             unsafe {
                 match (ratio.read, ratio.write) {
-                    (1, 1) => $function::<1, 1 $(, $streamed)?>(src, dst, count),
-                    (2, 1) => $function::<2, 1 $(, $streamed)?>(src, dst, count),
-                    (4, 1) => $function::<4, 1 $(, $streamed)?>(src, dst, count),
-                    (8, 1) => $function::<8, 1 $(, $streamed)?>(src, dst, count),
-                    (8, 3) => $function::<8, 3 $(, $streamed)?>(src, dst, count),
-                    (1, 2) => $function::<1, 2 $(, $streamed)?>(src, dst, count),
-                    (1, 4) => $function::<1, 4 $(, $streamed)?>(src, dst, count),
-                    (1, 8) => $function::<1, 8 $(, $streamed)?>(src, dst, count),
-                    (3, 8) => $function::<3, 8 $(, $streamed)?>(src, dst, count),
-                    (8, 0) => $function::<8, 0 $(, $streamed)?>(src, dst, count),
+                    (1, 1) => $function::<1, 1 $(, $streamed, $fetched)?>(src, dst, count),
+                    (2, 1) => $function::<2, 1 $(, $streamed, $fetched)?>(src, dst, count),
+                    (4, 1) => $function::<4, 1 $(, $streamed, $fetched)?>(src, dst, count),
+                    (8, 1) => $function::<8, 1 $(, $streamed, $fetched)?>(src, dst, count),
+                    (8, 3) => $function::<8, 3 $(, $streamed, $fetched)?>(src, dst, count),
+                    (1, 2) => $function::<1, 2 $(, $streamed, $fetched)?>(src, dst, count),
+                    (1, 4) => $function::<1, 4 $(, $streamed, $fetched)?>(src, dst, count),
+                    (1, 8) => $function::<1, 8 $(, $streamed, $fetched)?>(src, dst, count),
+                    (3, 8) => $function::<3, 8 $(, $streamed, $fetched)?>(src, dst, count),
+                    (8, 0) => $function::<8, 0 $(, $streamed, $fetched)?>(src, dst, count),
                     other => unreachable!("no twin moves {other:?} lines"),
                 }
             }
@@ -114,13 +137,17 @@ unsafe fn move_steps(stores: Stores, ratio: Ratio, src: *const u8, dst: *mut u8,
     match stores {
         Stores::Portable => by_ratio!(portable),
         #[cfg(target_arch = "x86_64")]
-        Stores::Streamed512 => by_ratio!(avx512, true),
+        Stores::Fetched512 => by_ratio!(avx512, true, true),
         #[cfg(target_arch = "x86_64")]
-        Stores::Plain512 => by_ratio!(avx512, false),
+        Stores::Streamed512 => by_ratio!(avx512, true, false),
         #[cfg(target_arch = "x86_64")]
-        Stores::Streamed256 => by_ratio!(avx2, true),
+        Stores::Plain512 => by_ratio!(avx512, false, false),
         #[cfg(target_arch = "x86_64")]
-        Stores::Plain256 => by_ratio!(avx2, false),
+        Stores::Fetched256 => by_ratio!(avx2, true, true),
+        #[cfg(target_arch = "x86_64")]
+        Stores::Streamed256 => by_ratio!(avx2, true, false),
+        #[cfg(target_arch = "x86_64")]
+        Stores::Plain256 => by_ratio!(avx2, false, false),
         #[cfg(not(target_arch = "x86_64"))]
         _ => unreachable!("not available"),
     }
@@ -154,17 +181,30 @@ macro_rules! vector_twin {
      $streamed:ident) => {
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = $feature)]
-        unsafe fn $name<const R: usize, const W: usize, const STREAMED: bool>(
+        unsafe fn $name<
+            const R: usize,
+            const W: usize,
+            const STREAMED: bool,
+            const FETCHED: bool,
+        >(
             src: *const u8,
             dst: *mut u8,
             count: usize,
         ) {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
             use std::arch::x86_64::{$load, $or, $plain, $streamed, $zero};
             const LANES: usize = 64 / $bytes;
             // Two sums, so that a step does not wait for the one before.
             let mut kept = [$zero(); 2];
             for step in 0..count {
                 let mut sums = if W == 0 { kept } else { [$zero(); 2] };
+                if FETCHED {
+                    for line in 0..R {
+                        // Not a read: it may be behind the end.
+                        let line = src.wrapping_add((step * R + line) * 64 + FETCH_AHEAD);
+                        _mm_prefetch::<_MM_HINT_T0>(line.cast());
+                    }
+                }
                 for part in 0..R * LANES {
                     // SAFETY: within the caller's readable steps.
                     let value = unsafe { $load(src.add(step * R * 64 + part * $bytes).cast()) };
