@@ -13,7 +13,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 
-KERNELS = ("encode_block", "decode_block", "encode_decode_block", "range_groups", "pack_rows",
+KERNELS = ("encode_part", "decode_block", "encode_decode_part", "range_groups", "pack_rows",
            "unpack_rows")  # fmt: skip
 LEVELS = {"avx2": "ymm", "avx512": "zmm"}
 COPY = re.compile(rf"qrs::\w+::({'|'.join(KERNELS)})::({'|'.join(LEVELS)})\b")
