@@ -34,7 +34,7 @@ impl Threads {
 const TASK_LINES: usize = 4096;
 
 /// Bytes ahead of what it reads that a twin asks for, where it does.
-const FETCH_AHEAD: usize = 8192;
+const FETCH_AHEAD: usize = 16384;
 
 /// How a twin stores: vector width and kind; fetched is streamed, and asks for its input in advance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
