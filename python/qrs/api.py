@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import backends
-from .arrays import Held, as_input, as_kernel_float, check_out, reports_memory
-from .errors import ArgTypeError, ArgValueError, KernelFault
+from .arrays import Held, as_input, as_kernel_float, check_out, plain, reports_memory
+from .backends.reference import into
+from .constants import DTYPE_NAMES
+from .errors import ArgTypeError, KernelFault, bad
 from .qtensor import QTensor
 from .schemes import Scheme, as_scheme
 
@@ -57,22 +59,15 @@ def quantize(
     ([0, 64, 255], 64, True)
     """
     scheme = as_scheme(scheme)
-    if solver not in SOLVERS:
-        raise ArgValueError(
-            f"solver: got {solver!r}, expected one of: {', '.join(SOLVERS)}",
-            arg="solver",
-            value=solver,
-            expected=", ".join(SOLVERS),
-        )
-    if out is not None and not isinstance(out, QTensor):
-        raise ArgTypeError(
-            f"out: got {type(out).__name__}, expected a QTensor",
-            arg="out",
-            value=type(out),
-            expected="QTensor",
-        )
+    if not isinstance(solver, str) or solver not in SOLVERS:
+        raise bad("solver", f"got {solver!r}", solver, f"one of: {', '.join(SOLVERS)}")
     chosen = backends.resolve(backend, x, scale, zero_point)
-    array = as_input(x)
+    given = plain(x)
+    array = as_input(given)
+    if out is not None:
+        if not isinstance(out, QTensor):
+            raise bad("out", f"got {type(out).__name__}", type(out), "a QTensor", ArgTypeError)
+        out.check_as_out(scheme, array.shape, [given, scale, zero_point])
     with Held(array):
         values = as_kernel_float(array)
         try:
@@ -103,12 +98,7 @@ def dequantize(
     [[0.0, 0.9960784912109375, 2.0]]
     """
     if not isinstance(qt, QTensor):
-        raise ArgTypeError(
-            f"qt: got {type(qt).__name__}, expected a QTensor",
-            arg="qt",
-            value=type(qt),
-            expected="QTensor",
-        )
+        raise bad("qt", f"got {type(qt).__name__}", type(qt), "a QTensor", ArgTypeError)
     return qt.dequantize(dtype, out=out, backend=backend)
 
 
@@ -125,9 +115,10 @@ def fake_quantize(
     """
     scheme = as_scheme(scheme)
     chosen = backends.resolve(backend, x)
-    array = as_input(x)
+    given = plain(x)
+    array = as_input(given)
     if out is not None:
-        check_out(out, array.shape, array.dtype.name, [array])
+        check_out(out, array.shape, DTYPE_NAMES[array.dtype], [given])
     with Held(array, out):
         values = as_kernel_float(array)
         try:
@@ -136,7 +127,4 @@ def fake_quantize(
             raise scheme.explain(fault, values) from None
     if values is array:
         return x_hat
-    if out is None:
-        return x_hat.astype(np.float64)
-    out[...] = x_hat
-    return out
+    return into(out, x_hat.astype(np.float64))

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import weakref
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from .checks import check_subnormals
 from .constants import DTYPES
-from .errors import ArgTypeError, ArgValueError, QrsMemoryError
+from .errors import ArgTypeError, ArgValueError, QrsMemoryError, bad
 
 Array = NDArray[Any]
 P = ParamSpec("P")
@@ -43,11 +44,9 @@ def as_input(x: Any, arg: str = "x") -> Array:
     >>> as_input([[1, 2.5]]).dtype, as_input(np.ones(4, ">f2")[::2]).flags.c_contiguous
     (dtype('float64'), True)
     """
-    array = x if type(x) is np.ndarray else plain(x, arg)
+    array = plain(x, arg)
     if array.ndim == 0:
-        raise ArgValueError(
-            f"{arg}: ndim 0, expected >= 1", arg=arg, value=array.ndim, expected="ndim >= 1"
-        )
+        raise bad(arg, "ndim 0", 0, ">= 1")
     if array.dtype not in _KERNEL_DTYPES:
         array = _with_accepted_dtype(array, arg)
     flags = array.flags
@@ -66,12 +65,8 @@ def as_kernel_float(x: Array, arg: str = "x") -> Array:
     overflow = np.isinf(narrow) & np.isfinite(x)
     if overflow.any():
         at = np.unravel_index(int(np.argmax(overflow)), x.shape)
-        raise ArgValueError(
-            f"{arg}: {x[at]} at {index_text(at)} overflows float32, expected at most 3.4028235e+38",
-            arg=arg,
-            value=float(x[at]),
-            expected="|value| <= 3.4028235e+38",
-        )
+        found = f"{x[at]} at {index_text(at)} overflows float32"
+        raise bad(arg, found, float(x[at]), "at most 3.4028235e+38")
     return narrow
 
 
@@ -101,12 +96,7 @@ def nonfinite_error(x: Array, arg: str = "x") -> ArgValueError:
 def check_out(out: Any, shape: tuple[int, ...], dtype: str, inputs: list[Array]) -> None:
     """Raise unless `out` can take a result: writable C order, right shape and dtype, no overlap."""
     if type(out) is not np.ndarray:
-        raise ArgTypeError(
-            f"out: got {type(out).__name__}, expected a numpy array",
-            arg="out",
-            value=type(out),
-            expected="ndarray",
-        )
+        raise bad("out", f"got {type(out).__name__}", type(out), "a numpy array", ArgTypeError)
     found = None
     if out.shape != shape or out.dtype != DTYPES[dtype]:
         found = f"{out.dtype} of shape {out.shape}"
@@ -116,9 +106,7 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: str, inputs: list[Array])
         found = "memory that overlaps an input"
     if found:
         expected = f"a writable {dtype} array of shape {shape} in C order"
-        raise ArgValueError(
-            f"out: got {found}, expected {expected}", arg="out", value=found, expected=expected
-        )
+        raise bad("out", f"got {found}", found, expected)
 
 
 def float_dtype_name(dtype: Any) -> str:
@@ -131,16 +119,10 @@ def float_dtype_name(dtype: Any) -> str:
         return dtype
     try:
         name = "" if dtype is None else str(np.dtype(dtype).name)  # None would be float64
-    except TypeError:
+    except Exception:  # numpy raises many kinds
         name = ""
     if name not in DTYPES:
-        accepted = ", ".join(DTYPES)
-        raise ArgTypeError(
-            f"dtype: got {dtype!r}, expected one of: {accepted}",
-            arg="dtype",
-            value=dtype,
-            expected=accepted,
-        )
+        raise bad("dtype", f"got {dtype!r}", dtype, f"one of: {_ACCEPTED}", ArgTypeError)
     return name
 
 
@@ -186,7 +168,9 @@ def reports_memory(function: Callable[P, R]) -> Callable[P, R]:
         except QrsMemoryError:
             raise
         except MemoryError as error:
-            raise QrsMemoryError(f"out of memory: {error}") from error
+            shape, dtype = getattr(error, "shape", None), getattr(error, "dtype", None)
+            asked = None if dtype is None else math.prod(shape or ()) * dtype.itemsize
+            raise QrsMemoryError(f"out of memory: {error}", value=asked) from error
 
     return reporting
 
@@ -200,37 +184,27 @@ def index_text(index: Any) -> str:
     return str(tuple(int(i) for i in index))
 
 
-def plain(x: Any, arg: str, integers: bool = False) -> Array:
+def plain(x: Any, arg: str = "x", integers: bool = False) -> Array:
     """A plain numpy array of whatever converts to one; masked arrays are refused.
 
     A list of whole numbers is one of floats, unless `integers` says otherwise.
     """
+    if type(x) is np.ndarray:
+        return x
+    expected = f"an array of {_ACCEPTED}"
     if isinstance(x, np.ma.MaskedArray):
-        raise ArgTypeError(
-            f"{arg}: masked array not supported; call .filled()",
-            arg=arg,
-            value=type(x),
-            expected=_ACCEPTED,
+        raise bad(
+            arg, "masked array not supported; call .filled()", type(x), expected, ArgTypeError
         )
     try:
-        array = np.asarray(x)
+        array = np.asarray(x).view(np.ndarray)
     except MemoryError as error:
         raise QrsMemoryError(f"{arg}: no memory to convert it: {error}", arg=arg) from error
     except Exception as error:  # whatever an object's own __array__ raises
-        raise ArgTypeError(
-            f"{arg}: cannot convert {type(x).__name__} to an array: {error}",
-            arg=arg,
-            value=type(x),
-            expected=_ACCEPTED,
-        ) from error
+        found = f"cannot convert {type(x).__name__} to an array: {error}"
+        raise bad(arg, found, type(x), expected, ArgTypeError) from error
     if array.ndim == 0 and array.dtype.kind in "OUS":  # None, a string, a dictionary, ...
-        raise ArgTypeError(
-            f"{arg}: got {type(x).__name__}, expected an array of {_ACCEPTED}",
-            arg=arg,
-            value=type(x),
-            expected=_ACCEPTED,
-        )
-    array = array.view(np.ndarray)
+        raise bad(arg, f"got {type(x).__name__}", type(x), expected, ArgTypeError)
     # A list of whole numbers has a float meaning; an integer array is a mistake to be shown.
     if not integers and isinstance(x, (list, tuple)) and array.dtype.kind in "iu":
         array = array.astype(np.float64)
@@ -244,9 +218,4 @@ def _with_accepted_dtype(array: Array, arg: str) -> Array:
     if not dtype.isnative and dtype.newbyteorder("=") in DTYPES.values():
         return array.astype(dtype.newbyteorder("="))
     hint = "; cast to a float dtype first" if dtype.kind in "iub" else ""
-    raise ArgTypeError(
-        f"{arg}: got dtype {dtype}, expected one of: {_ACCEPTED}{hint}",
-        arg=arg,
-        value=dtype,
-        expected=_ACCEPTED,
-    )
+    raise bad(arg, f"got dtype {dtype}", dtype, f"one of: {_ACCEPTED}{hint}", ArgTypeError)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copyreg
 import os
+import pickle
 from typing import Any
 
 __all__ = [
@@ -44,7 +45,11 @@ class QrsError(Exception):
         self.expected = expected
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exceptions with keyword-only arguments do not pickle by default.
+        # Exceptions with keyword-only arguments do not pickle by default, nor do lambdas at all.
+        try:
+            pickle.dumps(self.value)
+        except Exception:
+            self.value = repr(self.value)
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
@@ -70,6 +75,17 @@ class InternalError(QrsError, RuntimeError):
 
 class QrsMemoryError(QrsError, MemoryError):
     """Memory could not be allocated; `value` is the number of bytes asked for."""
+
+
+def bad(
+    arg: str, found: str, value: Any, expected: Any, kind: type[QrsError] = ArgValueError
+) -> QrsError:
+    """The error of an argument, with its message and attributes from the same words.
+
+    >>> str(bad("bits", "got 9", 9, "2..8"))
+    'bits: got 9, expected 2..8'
+    """
+    return kind(f"{arg}: {found}, expected {expected}", arg=arg, value=value, expected=expected)
 
 
 class FormatError(QrsError, ValueError):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ArgValueError
+from .errors import bad
 
 _BLOCK = 1 << 20
 
@@ -35,9 +35,12 @@ def ratio_db(signal: float, noise: float) -> float:
     >>> ratio_db(100.0, 1.0)
     20.0
     """
+    if math.isnan(signal) or math.isnan(noise):
+        return math.nan
     if noise == 0:
         return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+    # Two logarithms: the quotient of powers can underflow.
+    return 10 * (math.log10(signal) - math.log10(noise)) if signal > 0 else -math.inf
 
 
 def mse(x: Any, x_hat: Any) -> float:
@@ -54,12 +57,13 @@ def mse(x: Any, x_hat: Any) -> float:
 
 
 def max_abs_error(x: Any, x_hat: Any) -> float:
-    """The greatest |x - x_hat|; 0 without elements.
+    """The greatest |x - x_hat|; 0 without elements, NaN where one is NaN.
 
     >>> max_abs_error([1.0, 2.0], [1.0, 2.25])
     0.25
     """
-    return max((float(np.abs(a - b).max()) for a, b in _blocks(x, x_hat)), default=0.0)
+    worst = [np.abs(a - b).max() for a, b in _blocks(x, x_hat)]
+    return float(np.max(worst, initial=0.0))  # unlike max(), this keeps a NaN
 
 
 def cosine(x: Any, x_hat: Any) -> float:
@@ -79,12 +83,7 @@ def cosine(x: Any, x_hat: Any) -> float:
 def _blocks(x: Any, x_hat: Any) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
     a, b = np.asarray(x), np.asarray(x_hat)
     if a.shape != b.shape:
-        raise ArgValueError(
-            f"x_hat: got shape {b.shape}, expected {a.shape} as x",
-            arg="x_hat",
-            value=b.shape,
-            expected=a.shape,
-        )
+        raise bad("x_hat", f"got shape {b.shape}", b.shape, f"{a.shape} as x")
     flat_a, flat_b = a.reshape(-1), b.reshape(-1)
     for start in range(0, flat_a.size, _BLOCK):
         block = slice(start, start + _BLOCK)

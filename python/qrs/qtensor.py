@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from . import backends
 from .arrays import Held, check_out, float_dtype_name, reports_memory
 from .constants import DTYPES
-from .errors import ArgTypeError, ArgValueError
+from .errors import ArgTypeError, QrsError, bad
 
 if TYPE_CHECKING:
     from .schemes import Scheme
@@ -83,27 +83,29 @@ class QTensor:
 
     @classmethod
     def from_leaves(
-        cls, scheme: Scheme, shape: tuple[int, ...], dtype: str, leaves: Mapping[str, Array]
+        cls, scheme: Scheme | str, shape: tuple[int, ...], dtype: str, leaves: Mapping[str, Array]
     ) -> QTensor:
         """The QTensor whose `leaves()` these are; the inverse used by loaders.
 
         Raises `ArgValueError` naming the leaf that is missing, left over, or of another shape or
         dtype than the scheme stores.
         """
-        shape = _checked_shape(shape)
+        from .schemes import as_scheme
+
+        scheme, shape = as_scheme(scheme), _checked_shape(shape)
         if dtype not in DTYPES:
-            raise ArgValueError(
-                f"dtype: got {dtype!r}, expected one of: {', '.join(DTYPES)}",
-                arg="dtype",
-                value=dtype,
-                expected=", ".join(DTYPES),
-            )
+            raise bad("dtype", f"got {dtype!r}", dtype, f"one of: {', '.join(DTYPES)}")
         specs = scheme.part_specs(shape)
-        for path in leaves.keys() ^ specs.keys():
-            what = "missing" if path in specs else "not part of it"
-            raise ArgValueError(f"{path}: {what} for {scheme}", arg=path, expected=list(specs))
-        parts = {path: _checked_leaf(path, leaves[path], *spec) for path, spec in specs.items()}
-        qt = cls(scheme, shape, dtype, parts)
+        for path in [*specs, *leaves]:
+            if (path in specs) != (path in leaves):
+                found = "missing" if path in specs else "left over"
+                raise bad(path, found, None, f"the parts of {scheme}: {', '.join(specs)}")
+        for path, spec in specs.items():
+            mismatch = _mismatch(leaves[path], *spec)
+            if mismatch:
+                expected = f"{spec[0]} of shape {spec[1]}"
+                raise bad(path, f"got {mismatch}", mismatch, expected)
+        qt = cls(scheme, shape, dtype, {path: leaves[path] for path in specs})
         scheme.check_parts(qt)
         return qt
 
@@ -163,7 +165,7 @@ class QTensor:
 
     @reports_memory
     def dequantize(
-        self, dtype: str = "float32", out: Array | None = None, backend: str | None = None
+        self, dtype: str = "float32", *, out: Array | None = None, backend: str | None = None
     ) -> Array:
         """The decoded values; the same as `qrs.dequantize(self, ...)`, which see."""
         name = float_dtype_name(dtype)
@@ -181,34 +183,27 @@ class QTensor:
 
     def __getitem__(self, rows: Any) -> QTensor:
         """Rows of the leading axis, by a slice, a list or an array of indices or booleans."""
+        expected = "a slice, or indices or booleans of the leading axis of two or more"
         if self.ndim < 2 or not isinstance(rows, (slice, list, np.ndarray)):
-            raise ArgTypeError(
-                f"rows: got {rows!r} for shape {self.shape}, expected a slice or a list of indices "
-                "of the leading axis of two or more; use dequantize()[...] for the rest",
-                arg="rows",
-                value=rows,
-                expected="slice | list | array",
-            )
-        index: Any = rows
-        if not isinstance(rows, slice):
-            index = np.asarray(rows, dtype=None if len(rows) else np.intp)
-        if not isinstance(index, slice) and (index.ndim != 1 or index.dtype.kind not in "iub"):
-            raise ArgTypeError(
-                f"rows: got {rows!r}, expected one dimension of integers or booleans",
-                arg="rows",
-                value=rows,
-                expected="integers | booleans",
-            )
+            found = f"got {rows!r} for shape {self.shape}"
+            raise bad("rows", found, rows, f"{expected}; or use dequantize()[...]", ArgTypeError)
         try:
+            index = rows if isinstance(rows, slice) else np.asarray(rows)
+            if not isinstance(index, slice):
+                index = index if index.size else index.astype(np.intp)
+                if index.ndim != 1 or index.dtype.kind not in "iub":
+                    raise bad("rows", f"got {rows!r}", rows, expected, ArgTypeError)
             return self.scheme.select(self, index)
-        except IndexError as error:
-            expected = f"indices of {self.shape[0]} rows"
-            raise ArgValueError(
-                f"rows: {error}", arg="rows", value=rows, expected=expected
-            ) from None
+        except (IndexError, TypeError, ValueError) as error:
+            if isinstance(error, QrsError):
+                raise
+            raise bad("rows", str(error), rows, f"indices of {self.shape[0]} rows") from None
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return QTensor, (self.scheme, self.shape, self.dtype, self.parts, self.info)
 
     def __eq__(self, other: object) -> bool:
         """The same scheme, shape, dtype and stored bits."""
@@ -233,21 +228,24 @@ class QTensor:
         stored = tuple((path, a.dtype.name, a.shape) for path, a in self.leaves())
         return self.scheme, self.shape, self.dtype, stored
 
-    def check_as_out(self, scheme: Scheme, x: Array) -> None:
-        """Raise unless this tensor can take the result of quantizing `x` with `scheme`."""
-        if self.scheme != scheme or self.shape != x.shape:
-            raise ArgValueError(
-                f"out: got {self!r}, expected a QTensor of {scheme} and shape {x.shape}",
-                arg="out",
-                value=repr(self),
-                expected=f"{scheme}, shape {x.shape}",
-            )
-        for path, (dtype, shape) in scheme.part_specs(x.shape).items():
-            array = _checked_leaf(path, self.parts.get(path), dtype, shape)
-            if not (array.flags.c_contiguous and array.flags.writeable):
-                raise ArgValueError(f"out: {path} is not writable in C order", arg="out")
-            if np.may_share_memory(array, x):
-                raise ArgValueError(f"out: {path} overlaps x in memory", arg="out")
+    def check_as_out(self, scheme: Scheme, shape: tuple[int, ...], inputs: list[Any]) -> None:
+        """Raise unless this tensor can take what `scheme` stores for an array of `shape`.
+
+        `inputs` are what the caller passed, of which no array may overlap a part.
+        """
+        expected = f"a QTensor of {scheme} and shape {shape}"
+        if self.scheme != scheme or self.shape != shape:
+            raise bad("out", f"got {self!r}", repr(self), expected)
+        arrays = [array for array in inputs if isinstance(array, np.ndarray)]
+        for path, spec in scheme.part_specs(shape).items():
+            part: Any = self.parts.get(path)
+            found = _mismatch(part, *spec)
+            if found is None and not (part.flags.c_contiguous and part.flags.writeable):
+                found = "an array that is not writable in C order"
+            if found is None and any(np.may_share_memory(part, array) for array in arrays):
+                found = "memory that overlaps an input"
+            if found:
+                raise bad("out", f"{path} is {found}", found, expected)
 
     def overwrite(self, qt: QTensor) -> QTensor:
         """Take over the values of `qt`, which has the same scheme and shape, in place."""
@@ -258,36 +256,22 @@ class QTensor:
         return self
 
 
-def _checked_leaf(path: str, array: Any, dtype: str, shape: tuple[int, ...]) -> Array:
-    if not isinstance(array, np.ndarray) or array.dtype.name != dtype or array.shape != shape:
-        found = type(array).__name__
-        if isinstance(array, np.ndarray):
-            found = f"{array.dtype.name} of shape {array.shape}"
-        raise ArgValueError(
-            f"{path}: got {found}, expected {dtype} of shape {shape}",
-            arg=path,
-            value=found,
-            expected=f"{dtype} {shape}",
-        )
-    return array
+def _mismatch(array: Any, dtype: str, shape: tuple[int, ...]) -> str | None:
+    """What an array is if it is not of this dtype and shape."""
+    if not isinstance(array, np.ndarray):
+        return type(array).__name__
+    if array.dtype == np.dtype(dtype) and array.shape == shape:
+        return None
+    return f"{array.dtype.name} of shape {array.shape}"
 
 
 def _checked_shape(shape: Any) -> tuple[int, ...]:
-    dims = tuple(shape) if isinstance(shape, (tuple, list)) else None
+    dims = tuple(shape) if isinstance(shape, (tuple, list)) else ()
     if not dims or not all(type(d) is int or isinstance(d, np.integer) for d in dims):
-        raise ArgTypeError(
-            f"shape: got {shape!r}, expected a tuple of one or more integers",
-            arg="shape",
-            value=shape,
-            expected="tuple[int, ...]",
-        )
+        expected = "a tuple of one or more integers"
+        raise bad("shape", f"got {shape!r}", shape, expected, ArgTypeError)
     if min(dims) < 0:
-        raise ArgValueError(
-            f"shape: got {shape!r}, expected no negatives",
-            arg="shape",
-            value=shape,
-            expected=">= 0",
-        )
+        raise bad("shape", f"got {shape!r}", shape, "no negatives")
     return tuple(int(d) for d in dims)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..checks import check_subnormals, checked_integer
-from ..errors import ArgTypeError, ArgValueError, DeviceError
+from ..errors import ArgTypeError, DeviceError, QrsError, bad
 from . import cupy
 from .reference import OPERATIONS, Reference
 
@@ -29,6 +29,7 @@ __all__ = [
     "resolve",
     "set_num_threads",
     "simd_level",
+    "simd_levels",
 ]
 
 NAMES = ("reference", "rust", "cupy")
@@ -48,13 +49,9 @@ def get(name: str) -> Reference:
     elif name == "cupy":
         reason, fix = cupy.missing()
     else:
-        raise ArgValueError(
-            f"backend: got {name!r}, expected one of: {', '.join(NAMES)}",
-            arg="backend",
-            value=name,
-            expected=", ".join(NAMES),
-        )
-    raise DeviceError(f"backend {name!r} is not available: {reason}; fix: {fix}", arg="backend")
+        raise bad("backend", f"got {name!r}", name, f"one of: {', '.join(NAMES)}")
+    found = f"{name!r} is not available: {reason}"
+    raise bad("backend", found, name, f"this to help: {fix}", DeviceError)
 
 
 def of(array: Any) -> Reference:
@@ -67,38 +64,26 @@ def resolve(backend: str | None, *arrays: Any) -> Reference:
 
     Raises `DeviceError` where the arrays belong to another library than the backend computes on.
     """
-    on_gpu = [_is_cupy(array) for array in arrays if array is not None]
-    if any(on_gpu) and not all(on_gpu):
-        raise DeviceError(
-            "arrays of numpy and CuPy in one call; move them to one device first", arg="x"
-        )
+    on_gpu = {_is_cupy(a) for a in arrays if isinstance(a, np.ndarray) or _is_cupy(a)}
+    if len(on_gpu) > 1:
+        raise bad("x", "arrays of numpy and CuPy in one call", None, "one library", DeviceError)
+    library = "CuPy" if True in on_gpu else "numpy"
     name, source = backend, "backend"
     if name is None:
         name, source = os.environ.get("QRS_BACKEND") or None, "QRS_BACKEND"
     if name is None:
-        return get("cupy" if any(on_gpu) else "rust")
+        return get("cupy" if library == "CuPy" else "rust")
     if not isinstance(name, str):
-        raise ArgTypeError(
-            f"backend: got {name!r}, expected a string", arg="backend", value=name, expected="str"
-        )
+        raise bad("backend", f"got {name!r}", name, "a string", ArgTypeError)
     if name not in NAMES:
-        raise ArgValueError(
-            f"{source}: got {name!r}, expected one of: {', '.join(NAMES)}",
-            arg=source,
-            value=name,
-            expected=", ".join(NAMES),
-        )
+        raise bad(source, f"got {name!r}", name, f"one of: {', '.join(NAMES)}")
     chosen = get(name)
     if name == "reference":
         check_subnormals(source, "'reference'", "'rust'")
-    if on_gpu and any(on_gpu) != (name == "cupy"):
-        library = "CuPy" if any(on_gpu) else "numpy"
-        raise DeviceError(
-            f"{source}: {name!r} does not compute on {library} arrays, and nothing is moved "
-            "between devices inside a call",
-            arg=source,
-            value=name,
-        )
+    if on_gpu and (library == "CuPy") != (name == "cupy"):
+        found = f"{name!r} does not compute on {library} arrays"
+        expected = "arrays on its device: nothing is moved inside a call"
+        raise bad(source, found, name, expected, DeviceError)
     return chosen
 
 
@@ -126,6 +111,8 @@ def describe() -> list[dict[str, Any]]:
             operations = [op for op in OPERATIONS if op in vars(kind)]
         except DeviceError:
             reason, fix = _missing_rust() if name == "rust" else cupy.missing()
+        except QrsError as error:  # the environment asks the extension for what it cannot do
+            reason, fix = str(error), f"unset {error.arg}"
         rows.append(
             {
                 "name": name,
@@ -146,6 +133,11 @@ def simd_level() -> str:
     return str(_extension().simd_level())
 
 
+def simd_levels() -> list[str]:
+    """The SIMD levels of this CPU, from the lowest."""
+    return list(_extension().simd_levels())
+
+
 def num_threads() -> int:
     """How many threads the Rust backend uses."""
     return int(_extension().num_threads())
@@ -158,16 +150,7 @@ def set_num_threads(n: int) -> None:
 
     >>> set_num_threads(num_threads())
     """
-    n = checked_integer(n, "n")
-    try:
-        _extension().set_num_threads(n)
-    except OverflowError:
-        raise ArgValueError(
-            f"n: got {n}, expected 1 or more threads", arg="n", value=n, expected=">= 1"
-        ) from None
-    except ArgValueError as error:
-        error.expected = ">= 1"
-        raise
+    _extension().set_num_threads(checked_integer(n, "n"))
 
 
 def _extension() -> Any:

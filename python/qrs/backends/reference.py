@@ -3,7 +3,8 @@
 The numeric contract. Every backend gives the same bits as this file, on every SIMD level and with
 every number of threads:
 
-1. Arithmetic is float32. float16 and bfloat16 widen exactly.
+1. Arithmetic is float32. float16 and bfloat16 inputs widen exactly; float64 rounds to float32, and
+   a value that overflows is an error (`qrs.arrays`).
 2. Rounding is to nearest, ties to even. Encode is a true division, a clamp in float to
    [qmin - zero_point, qmax - zero_point], a rounding, then the addition of the zero point.
    Decode is (q - zero_point) * scale.
@@ -13,7 +14,9 @@ every number of threads:
    to infinity is a fault.
 4. A scale that comes out as zero becomes 1. Subnormals are kept.
 5. NaN and infinities are a fault.
-6. Scales are rounded to their stored dtype first; zero points and codes use the rounded ones.
+6. Float32 sums have a fixed order of lanes; no operation here has one yet.
+7. Scales are rounded to their stored dtype first; zero points and codes use the rounded ones. A
+   scale that overflows its dtype is a fault.
 
 All operations take `x` as (rows, cols) in C order; groups of `group_size` run along the columns,
 the last one of a row may be shorter, and there are G = ceil(cols / group_size) of them. `scale`,
@@ -114,7 +117,7 @@ class Reference:
             v = values / _spread(scale, group_size, x)
         v = np.clip(v, (qmin - z).astype(np.float32), (qmax - z).astype(np.float32))
         codes = (np.rint(v).astype(np.int32) + z).astype(np.int8 if qmin < 0 else np.uint8)
-        return _into(out, codes)
+        return into(out, codes)
 
     def dequantize_affine(
         self,
@@ -129,7 +132,7 @@ class Reference:
         q = codes.astype(np.int32) - _spread(_zeros_or(zero_point, scale), group_size, codes)
         with np.errstate(over="ignore", under="ignore"):
             x_hat = q.astype(np.float32) * _spread(scale, group_size, codes)
-            return _into(out, x_hat.astype(DTYPES[dtype]))
+            return into(out, x_hat.astype(DTYPES[dtype]))
 
     def pack_bits(self, codes: Codes, bits: int, out: Bytes | None = None) -> Bytes:
         """Codes (rows, cols) to bytes (rows, ceil(cols * bits / 8)). Class A.
@@ -143,7 +146,7 @@ class Reference:
         rows, cols = codes.shape
         planes = np.unpackbits(codes.view(np.uint8)[..., None], axis=2, bitorder="little")
         stream = planes[..., :bits].reshape(rows, cols * bits)
-        return _into(out, np.packbits(stream, axis=1, bitorder="little"))
+        return into(out, np.packbits(stream, axis=1, bitorder="little"))
 
     def unpack_bits(
         self, packed: Bytes, bits: int, cols: int, signed: bool, out: Codes | None = None
@@ -154,9 +157,9 @@ class Reference:
         planes = stream.reshape(rows, cols, bits)
         codes = np.packbits(planes, axis=2, bitorder="little").reshape(rows, cols)
         if not signed:
-            return _into(out, codes)
+            return into(out, codes)
         sign = np.uint8(1 << (bits - 1))
-        return _into(out, ((codes ^ sign) - sign).view(np.int8))
+        return into(out, ((codes ^ sign) - sign).view(np.int8))
 
     # Fused operations. A backend that can do them in one pass over memory overrides them.
 
@@ -241,7 +244,8 @@ def _spread(per_group: Array, group_size: int, x: Array) -> Array:
     return np.repeat(per_group, group_size, axis=1)[:, : x.shape[1]]
 
 
-def _into(out: Array | None, result: Array) -> Array:
+def into(out: Array | None, result: Array) -> Array:
+    """`result`, or `out` filled with it."""
     if out is None:
         return result
     out[...] = result

@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import index_text, nonfinite_error, plain
+from ..backends.reference import Reference
 from ..constants import DTYPES
-from ..errors import ArgTypeError, ArgValueError, KernelFault
+from ..errors import ArgTypeError, KernelFault, QrsError, bad
 from ..qtensor import QTensor
+from .affine_parts import layout_of, unpacked_bits
 from .base import Array, Shape
 
 if TYPE_CHECKING:
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 Float32 = NDArray[np.float32]
 Integers = NDArray[Any]
+
+BLOCK = 1 << 22
+"""Codes that are unpacked at once to look at them."""
 
 
 def given_qparams(
@@ -33,17 +38,18 @@ def given_qparams(
     `check_nonzero` and `check_zero_scales`.
     """
     if scale is None:
-        raise _error("scale", "got None", None, f"one of shape {expected}")
+        raise bad("scale", "got None", None, f"one of shape {expected}")
     if scheme.symmetric and zero_point is not None:
-        raise _error("zero_point", f"given for the symmetric {scheme}", zero_point, "None")
+        raise bad("zero_point", f"given for the symmetric {scheme}", zero_point, "None")
     if not scheme.symmetric and zero_point is None:
-        raise _error("zero_point", f"missing beside scale for {scheme}", None, f"shape {expected}")
+        raise bad("zero_point", f"missing beside scale for {scheme}", None, f"shape {expected}")
     given = plain(scale, "scale")
     if given.dtype not in DTYPES.values():
-        raise _error("scale", f"got dtype {given.dtype}", given.dtype, ", ".join(DTYPES), True)
+        raise bad("scale", f"got dtype {given.dtype}", given.dtype, ", ".join(DTYPES), ArgTypeError)
     _check_shape("scale", given, expected)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        stored = given.astype(DTYPES[scheme.scale_dtype], order="C").astype(np.float32)
+        stored = given.astype(np.float32, order="C")  # one rounding more for float64: rule 1
+        stored = stored.astype(DTYPES[scheme.scale_dtype]).astype(np.float32)
     _refuse_first(
         np.isinf(stored) & np.isfinite(given), given, "scale", f"within {scheme.scale_dtype}"
     )
@@ -55,11 +61,13 @@ def given_qparams(
 def given_integers(scheme: Int, arg: str, expected: Shape, values: Any) -> Integers:
     """Codes or zero points of the shape `expected`: integers in [qmin, qmax]."""
     array = plain(values, arg, integers=True)
+    if array.size == 0:
+        array = array.astype(scheme.code_dtype)  # an empty list has no dtype of its own
     if array.dtype.kind not in "iu":
-        raise _error(arg, f"got dtype {array.dtype}", array.dtype, "integers", True)
+        raise bad(arg, f"got dtype {array.dtype}", array.dtype, "integers", ArgTypeError)
     _check_shape(arg, array, expected)
-    bad = (array < scheme.qmin) | (array > scheme.qmax)
-    _refuse_first(bad, array, arg, f"[{scheme.qmin}, {scheme.qmax}] for {scheme}")
+    wrong = (array < scheme.qmin) | (array > scheme.qmax)
+    _refuse_first(wrong, array, arg, f"[{scheme.qmin}, {scheme.qmax}] for {scheme}")
     return array.astype(scheme.code_dtype, order="C")
 
 
@@ -91,56 +99,62 @@ def check_zero_scales(scheme: Int, qt: QTensor) -> None:
         _refuse_first(zero, qt.scale, "scale", "other than 0 where codes differ from zero_point")
 
 
-def explain(scheme: Int, fault: KernelFault, x: Array) -> ArgValueError:
+def check_codes(scheme: Int, qt: QTensor) -> None:
+    """Stored codes are those that the scheme writes, and the bits behind a row are zeros."""
+    if not qt.size:
+        return
+    layout = layout_of(scheme, qt.shape)
+    rows = qt.packed.reshape(-1, layout.packed_shape[-1])
+    cols = layout.stored_shape[-1]
+    used = cols * scheme.bits % 8
+    if used and (rows[:, -1] >> used).any():
+        at = int(np.argmax(rows[:, -1] >> used != 0))
+        found = f"bits behind the last code of row {at}"
+        raise bad("packed", found, int(rows[at, -1]), "zeros")
+    if not scheme.symmetric or scheme.full_range:
+        return  # every pattern of bits is a code
+    step = max(1, BLOCK // max(cols, 1))
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step]
+        codes = unpacked_bits(block, scheme.bits, scheme.signed, (len(block), cols))
+        if codes.size and codes.min() < scheme.qmin:
+            row = start + int(np.argmax((codes < scheme.qmin).any(axis=1)))
+            found = f"code {scheme.qmin - 1} in row {row}"
+            raise bad("packed", found, scheme.qmin - 1, f"[{scheme.qmin}, {scheme.qmax}]")
+
+
+def explain(scheme: Int, fault: KernelFault, x: Array) -> QrsError:
     """The error for the user behind a kernel's fault, found by looking at the array itself."""
     if fault.reason == "nonfinite":
         return nonfinite_error(x)
-    layout = scheme.granularity.rows(x.shape)
-    groups = -(-layout.cols // layout.group_size)
-    row, group = divmod(fault.group, groups)
-    start = group * layout.group_size
-    values = scheme.granularity.to_rows(x)[row, start : start + layout.group_size]
-    lo, hi = min(0.0, float(values.min())), max(0.0, float(values.max()))
-    scale_shape = scheme.granularity.scale_shape(x.shape)
+    layout = layout_of(scheme, x.shape)
+    row, group = divmod(fault.group, layout.groups)
+    columns = slice(group * layout.group_size, (group + 1) * layout.group_size)
+    values = scheme.granularity.to_rows(x)[row : row + 1, columns]
+    lo, hi = Reference().group_range(values, layout.group_size)
     where = "the tensor"
-    if math.prod(scale_shape) > 1:
-        where = f"group {index_text(np.unravel_index(fault.group, scale_shape))}"
-    span = f"its values span [{lo:.6g}, {hi:.6g}]"
+    if math.prod(layout.scale_shape) > 1:
+        where = f"group {index_text(np.unravel_index(fault.group, layout.scale_shape))}"
+    span = f"its values span [{lo.item():.6g}, {hi.item():.6g}]"
     if fault.reason == "scale_overflow":
-        n = scheme.qmax if scheme.symmetric else scheme.qmax - scheme.qmin
-        need = (max(hi, -lo) if scheme.symmetric else hi - lo) / n
-        return ArgValueError(
-            f"scale_dtype: {scheme.scale_dtype} overflows in {where}: {span}, "
-            f"which needs a scale of {need:.6g}; expected a wider scale_dtype",
-            arg="scale_dtype",
-            value=scheme.scale_dtype,
-            expected="a wider scale_dtype",
-        )
-    return ArgValueError(
-        f"x: the extreme codes of {where} would decode to infinity: {span}; "
-        "expected values further from the end of float32",
-        arg="x",
-        value=max(hi, -lo),
-        expected="values further from the end of float32",
-    )
+        grid = (scheme.qmin, scheme.qmax, scheme.symmetric, "float32")
+        scale, _ = Reference().choose_qparams_affine(lo, hi, *grid)
+        found = f"{scheme.scale_dtype} overflows in {where}: {span}, which needs a scale of"
+        found = f"{found} {scale.item():.6g}"
+        return bad("scale_dtype", found, scheme.scale_dtype, "a wider scale_dtype")
+    found = f"the extreme codes of {where} would decode to infinity: {span}"
+    return bad("x", found, max(hi, -lo).item(), "values further from the end of float32")
 
 
 def _check_shape(arg: str, array: Array, expected: Shape) -> None:
     if array.shape != expected:
-        raise _error(arg, f"got shape {array.shape}", array.shape, str(expected))
+        raise bad(arg, f"got shape {array.shape}", array.shape, expected)
 
 
-def _refuse_first(bad: Any, values: Array, arg: str, expected: str) -> None:
-    """Raise for the first index where `bad` is true."""
-    if not np.any(bad):
+def _refuse_first(wrong: Any, values: Array, arg: str, expected: str) -> None:
+    """Raise for the first index where `wrong` is true."""
+    if not np.any(wrong):
         return
-    at = np.unravel_index(int(np.argmax(bad)), values.shape)
+    at = np.unravel_index(int(np.argmax(wrong)), values.shape)
     found = values[at].item() if values.dtype.kind in "iu" else float(values[at])
-    raise _error(arg, f"{found} at {index_text(at)}", found, expected)
-
-
-def _error(
-    arg: str, found: str, value: Any, expected: str, of_type: bool = False
-) -> ArgTypeError | ArgValueError:
-    kind = ArgTypeError if of_type else ArgValueError
-    return kind(f"{arg}: {found}, expected {expected}", arg=arg, value=value, expected=expected)
+    raise bad(arg, f"{found} at {index_text(at)}", found, expected)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from .. import backends
 from ..arrays import index_text
+from ..backends.reference import Reference, into
 from ..checks import check_subnormals
 from ..constants import DTYPE_NAMES, DTYPES
 from ..errors import ArgValueError
@@ -22,7 +23,6 @@ from ..qtensor import QTensor
 from .base import Array, Shape
 
 if TYPE_CHECKING:
-    from ..backends.reference import Reference
     from .int import Int
 
 Float32 = NDArray[np.float32]
@@ -37,6 +37,7 @@ class Layout:
     cols: int
     group_size: int
     groups: int
+    stored_shape: Shape
     scale_shape: Shape
     packed_shape: Shape
     packs_in_rows: bool
@@ -52,15 +53,18 @@ def layout_of(scheme: Int, shape: Shape) -> Layout:
     # Kernel rows are stored rows if no axis has to move and either each is a row of the last
     # axis, or several that end on whole bytes, so that packing them in one go leaves no gaps.
     in_order = view.rows == 1 or granularity.keeps_order(shape)
-    whole_bytes = view.cols > shape[-1] and shape[-1] * scheme.bits % 8 == 0
-    packs_in_rows = in_order and (view.cols == shape[-1] or whole_bytes)
+    stored_shape = granularity.stored_shape(shape)
+    last = stored_shape[-1]
+    whole_bytes = view.cols > last and last * scheme.bits % 8 == 0
+    packs_in_rows = in_order and (view.cols == last or whole_bytes)
     return Layout(
         view.rows,
         view.cols,
         view.group_size,
-        -(-view.cols // view.group_size),
+        view.groups,
+        stored_shape,
         granularity.scale_shape(shape),
-        packed_shape(shape, scheme.bits),
+        packed_shape(stored_shape, scheme.bits),
         packs_in_rows,
     )
 
@@ -113,7 +117,8 @@ def quantize(
     """The body of `Int.quantize`; `scale` and `zero_point` are checked already."""
     layout = layout_of(scheme, x.shape)
     if x.size == 0:
-        return _of_nothing(scheme, x, scale, zero_point)
+        qt = _of_nothing(scheme, x, scale, zero_point)
+        return qt if out is None else out.overwrite(qt)
     rows = scheme.granularity.to_rows(x)
     computed = scale is None
     if scale is not None:
@@ -149,7 +154,7 @@ def dequantize(
         return np.empty(shape, DTYPES[dtype]) if out is None else out
     if dtype == "float64":  # the kernels decode in float32; float64 holds every result
         check_subnormals("dtype", "float64", "float32")
-        return copied(dequantize(scheme, qt, "float32", backend, None).astype(np.float64), out)
+        return into(out, dequantize(scheme, qt, "float32", backend, None).astype(np.float64))
     layout = layout_of(scheme, shape)
     scale = np.require(qt.scale, requirements=["C", "A"]).reshape(layout.rows, layout.groups)
     zero_point = scheme.zero_point(qt, backend)
@@ -168,7 +173,7 @@ def dequantize(
         )
         rows = scheme.granularity.to_rows(codes.reshape(shape))
         x_hat = backend.dequantize_affine(rows, layout.group_size, scale, zero_point, dtype)
-        x_hat = copied(scheme.granularity.from_rows(x_hat, shape), out)
+        x_hat = into(out, scheme.granularity.from_rows(x_hat, shape))
     if dtype != "float32" and np.abs(scale).max() * np.float64(scheme.qmax - scheme.qmin) >= 65504:
         _check_overflow(x_hat, "dtype")
     return x_hat if out is None else out
@@ -185,7 +190,7 @@ def fake_quantize(scheme: Int, x: Array, backend: Reference, out: Array | None) 
     )  # fmt: skip
     x_hat = scheme.granularity.from_rows(x_hat, x.shape)
     _check_overflow(x_hat, "x")
-    return copied(x_hat, out)
+    return into(out, x_hat)
 
 
 def parts_of(
@@ -209,14 +214,6 @@ def parts_of(
         z = zero_point.reshape(layout.scale_shape).astype(scheme.code_dtype)
         parts["zero_point"] = packed_bits(z, scheme.bits, backend)
     return parts
-
-
-def copied(x_hat: Array, out: Array | None) -> Array:
-    """`x_hat`, or `out` filled with it."""
-    if out is None:
-        return x_hat
-    out[...] = x_hat
-    return out
 
 
 def _of_nothing(

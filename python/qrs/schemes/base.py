@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from numpy.typing import NDArray
 
-from ..errors import ArgTypeError, ArgValueError, KernelFault, QrsError
+from ..errors import ArgTypeError, KernelFault, QrsError, bad
 
 if TYPE_CHECKING:
     from ..backends.reference import Reference
+    from ..granularity import Granularity
     from ..qtensor import QTensor
 
 Array = NDArray[Any]
@@ -29,6 +30,7 @@ class Scheme(ABC):
 
     families: ClassVar[dict[str, type[Scheme]]] = {}
     family: ClassVar[str]
+    granularity: Granularity
 
     def __init_subclass__(cls, family: str, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -110,17 +112,10 @@ def from_dict(fields: Mapping[str, Any]) -> Scheme:
     True
     """
     if not isinstance(fields, Mapping):
-        raise ArgTypeError(
-            f"scheme: got {fields!r}, expected a dictionary", arg="scheme", value=fields
-        )
+        raise bad("scheme", f"got {fields!r}", fields, "a dictionary", ArgTypeError)
     rest = dict(fields)
     family = rest.pop("family", None)
     if not isinstance(family, str) or family not in Scheme.families:
-        known = ", ".join(sorted(Scheme.families))
-        raise ArgValueError(
-            f"scheme: unknown family {family!r}, expected one of: {known}",
-            arg="scheme",
-            value=family,
-            expected=known,
-        )
+        known = f"one of: {', '.join(sorted(Scheme.families))}"
+        raise bad("scheme", f"unknown family {family!r}", family, known)
     return Scheme.families[family]._from_dict(rest)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..checks import checked_integer
 from ..constants import SCALE_DTYPES
-from ..errors import ArgTypeError, ArgValueError, KernelFault, QrsError
+from ..errors import ArgTypeError, KernelFault, QrsError, bad
 from ..granularity import Granularity, PerAxis, PerGroup, granularity_of
 from ..qtensor import QTensor
 from . import affine_checks, affine_parts
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from ..backends.reference import Reference
 
 _SPELLING = re.compile(
-    r"(?P<u>u?)int(?P<bits>\d+)(?:-axis(?P<axis>-?\d+)|-g(?P<group>\d+))?"
-    r"(?P<asym>-asym)?(?P<full>-full)?(?:-(?P<scale>f16|bf16))?(?P<ragged>-ragged)?"
+    r"(?P<u>u?)int(?P<bits>\d{1,4})(?:-axis(?P<axis>-?\d{1,19})|-g(?P<group>\d{1,19}))?"
+    r"(?P<asym>-asym)?(?P<full>-full)?(?:-(?P<scale>f16|bf16))?(?P<flat>-flat)?(?P<ragged>-ragged)?",
+    re.ASCII,
 )
 
 
@@ -44,6 +45,7 @@ class Int(Scheme, family="int"):
     full_range : symmetric codes in [-qmax - 1, qmax], scale = max(hi / qmax, -lo / (qmax + 1)).
     axis, group_size, granularity : at most one of them; none means one scale for the tensor.
     ragged : with `group_size`, let the last group of a row be shorter.
+    flat : with `group_size`, let groups run along all axes but the first, as one.
     scale_dtype : "float32", "float16" or "bfloat16": how scales are stored.
 
     Raises `ArgTypeError` and `ArgValueError`, which name the argument.
@@ -74,21 +76,19 @@ class Int(Scheme, family="int"):
         group_size: int | None = None,
         granularity: Granularity | None = None,
         ragged: bool = False,
+        flat: bool = False,
         scale_dtype: str = "float32",
     ) -> None:
         symmetric = signed if symmetric is None else symmetric
         flags = {"signed": signed, "symmetric": symmetric, "full_range": full_range}
-        for name, value in {**flags, "ragged": ragged}.items():
+        for name, value in {**flags, "ragged": ragged, "flat": flat}.items():
             if not isinstance(value, (bool, np.bool_)):
-                raise ArgTypeError(
-                    f"{name}: got {value!r}, expected True or False",
-                    arg=name,
-                    value=value,
-                    expected="bool",
-                )
+                raise bad(name, f"got {value!r}", value, "True or False", ArgTypeError)
         fields: dict[str, Any] = {name: bool(value) for name, value in flags.items()}
         fields["bits"] = checked_integer(bits, "bits")
-        fields["granularity"] = granularity_of(axis, group_size, granularity, bool(ragged))
+        fields["granularity"] = granularity_of(
+            axis, group_size, granularity, bool(ragged), bool(flat)
+        )
         fields["scale_dtype"] = scale_dtype
         for name, value in fields.items():
             object.__setattr__(self, name, value)
@@ -96,36 +96,16 @@ class Int(Scheme, family="int"):
 
     def _check(self) -> None:
         if not 2 <= self.bits <= 8:
-            raise ArgValueError(
-                f"bits: got {self.bits}, expected 2, 3, 4, 5, 6, 7 or 8",
-                arg="bits",
-                value=self.bits,
-                expected="2..8",
-            )
+            raise bad("bits", f"got {self.bits}", self.bits, "2, 3, 4, 5, 6, 7 or 8")
         if self.symmetric and not self.signed:
-            raise ArgValueError(
-                "symmetric: got True with signed=False, expected False: "
-                "unsigned codes have no negative half",
-                arg="symmetric",
-                value=True,
-                expected="False",
-            )
+            found = "got True with signed=False, whose codes have no negative half"
+            raise bad("symmetric", found, True, "False")
         if self.full_range and not self.symmetric:
-            raise ArgValueError(
-                "full_range: got True with symmetric=False, expected False: "
-                "asymmetric codes always use the full range",
-                arg="full_range",
-                value=True,
-                expected="False",
-            )
+            found = "got True with symmetric=False, which uses the full range anyway"
+            raise bad("full_range", found, True, "False")
         if not isinstance(self.scale_dtype, str) or self.scale_dtype not in SCALE_DTYPES:
-            accepted = ", ".join(SCALE_DTYPES)
-            raise ArgValueError(
-                f"scale_dtype: got {self.scale_dtype!r}, expected one of: {accepted}",
-                arg="scale_dtype",
-                value=self.scale_dtype,
-                expected=accepted,
-            )
+            accepted = f"one of: {', '.join(SCALE_DTYPES)}"
+            raise bad("scale_dtype", f"got {self.scale_dtype!r}", self.scale_dtype, accepted)
 
     @property
     def qmin(self) -> int:
@@ -148,8 +128,10 @@ class Int(Scheme, family="int"):
         text = f"{'' if self.signed else 'u'}int{self.bits}{self.granularity.suffix()}"
         text += "-asym" * (self.signed and not self.symmetric) + "-full" * self.full_range
         suffix = SCALE_DTYPES[self.scale_dtype]
-        ragged = isinstance(self.granularity, PerGroup) and self.granularity.ragged
-        return text + (f"-{suffix}" if suffix else "") + "-ragged" * ragged
+        text += f"-{suffix}" if suffix else ""
+        if isinstance(self.granularity, PerGroup):
+            text += "-flat" * self.granularity.flat + "-ragged" * self.granularity.ragged
+        return text
 
     @classmethod
     def parse(cls, text: str) -> Int | None:
@@ -166,6 +148,7 @@ class Int(Scheme, family="int"):
             axis=None if match["axis"] is None else int(match["axis"]),
             group_size=None if match["group"] is None else int(match["group"]),
             ragged=bool(match["ragged"]),
+            flat=bool(match["flat"]),
             scale_dtype=by_suffix[match["scale"] or ""],
         )
 
@@ -174,7 +157,7 @@ class Int(Scheme, family="int"):
         if isinstance(self.granularity, PerAxis):
             where = {"axis": self.granularity.axis}
         elif isinstance(self.granularity, PerGroup):
-            where = {"group_size": self.granularity.group_size, "ragged": self.granularity.ragged}
+            where = asdict(self.granularity)
         return {
             "family": self.family,
             "bits": self.bits,
@@ -192,7 +175,7 @@ class Int(Scheme, family="int"):
         except TypeError as error:
             if isinstance(error, ArgTypeError):
                 raise
-            raise ArgValueError(f"scheme: {error}", arg="scheme", value=dict(fields)) from None
+            raise bad("scheme", str(error), dict(fields), "the fields of to_dict()") from None
 
     def part_specs(self, shape: Shape) -> PartSpecs:
         layout = affine_parts.layout_of(self, shape)
@@ -213,8 +196,6 @@ class Int(Scheme, family="int"):
         zero_point: Any = None,
         out: QTensor | None = None,
     ) -> QTensor:
-        if out is not None:
-            out.check_as_out(self, x)
         if scale is not None or zero_point is not None:
             expected = affine_parts.layout_of(self, x.shape).scale_shape
             scale, zero_point = affine_checks.given_qparams(self, expected, scale, zero_point)
@@ -240,6 +221,7 @@ class Int(Scheme, family="int"):
         return qt
 
     def check_parts(self, qt: QTensor) -> None:
+        affine_checks.check_codes(self, qt)
         affine_checks.check_scale(self, qt.scale, qt.zero_point)
         affine_checks.check_zero_scales(self, qt)
 
