@@ -147,7 +147,7 @@ def test_the_variable_does_not_move_arrays(monkeypatch):
 
 @pytest.mark.parametrize("backend", [None, "rust", "reference", "cupy"])
 def test_libraries_do_not_mix(backend):
-    for x, scale in ((X, cupy_like()), (cupy_like(), np.float32(1))):
+    for x, scale in ((X, cupy_like()), (cupy_like(), np.ones(1, np.float32))):
         with pytest.raises(qrs.DeviceError, match="numpy and CuPy in one call"):
             qrs.quantize(x, "int8", scale=scale, backend=backend)
 

@@ -73,3 +73,15 @@ def test_strides_do_not_matter():
 def test_shapes_must_agree(metric):
     with pytest.raises(qrs.ArgValueError, match=r"x_hat: got shape \(2,\), expected \(1, 2\)"):
         getattr(metrics, metric)([[1.0, 2.0]], [1.0, 2.0])
+
+
+def test_nan_is_not_lost():
+    x = np.zeros((1 << 20) + 1)
+    x[-1] = np.nan  # in a block after the first
+    assert math.isnan(metrics.max_abs_error(x, np.zeros_like(x)))
+    assert math.isnan(metrics.max_abs_error(x[::-1], np.zeros_like(x)))
+    assert math.isnan(metrics.sqnr_db([np.nan], [1.0]))
+
+
+def test_powers_that_have_no_quotient():
+    assert metrics.sqnr_db([1e-100], [1e150]) == pytest.approx(-5000, rel=1e-12)

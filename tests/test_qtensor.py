@@ -260,3 +260,57 @@ def test_strided_parts_decode_as_their_copies():
     again = QTensor.from_leaves(qt.scheme, qt.shape, qt.dtype, parts)
     assert again == qt and hash(again) == hash(qt)
     assert np.array_equal(again.dequantize(), qt.dequantize())
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_every_pickle_protocol(protocol):
+    qt = qrs.quantize(np.linspace(-1, 1, 64, dtype=np.float32), "int4-g32")
+    assert pickle.loads(pickle.dumps(qt, protocol)) == qt
+
+
+@pytest.mark.parametrize("shape", [(6, 4, 3, 3), (6, 36), (2, 3, 5), (0, 4, 4), (3, 0, 4)])
+@pytest.mark.parametrize("scheme", ["int4-g12-flat-ragged", "uint3-g36-f16-flat-ragged"])
+def test_groups_along_flattened_axes(shape, scheme):
+    """Stored as the matrix (shape[0], the rest); everything else has the shape of the tensor."""
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    matrix = x.reshape(shape[0], math.prod(shape[1:]))
+    qt, flat = qrs.quantize(x, scheme), qrs.quantize(matrix, scheme)
+    assert [a.tobytes() for _, a in qt.leaves()] == [a.tobytes() for _, a in flat.leaves()]
+    assert qt.shape == shape
+    assert qt.codes.shape == shape
+    assert np.array_equal(qt.dequantize(), flat.dequantize().reshape(shape))
+    assert np.array_equal(qt[1:].dequantize(), qt.dequantize()[1:])
+    assert np.array_equal(qrs.fake_quantize(x, scheme), qt.dequantize())
+    assert qrs.QTensor.from_parts(scheme, shape, qt.codes, qt.scale, qt.zero_point) == qt
+    assert qrs.schemes.from_dict(qt.scheme.to_dict()) == qt.scheme == qrs.parse(str(qt.scheme))
+
+
+def test_codes_that_the_scheme_never_writes():
+    qt = qrs.quantize(np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3), "int4")
+    for row, byte, words in ((0, 0x08, "code -8 in row 0"), (1, 0x11, "last code of row 1")):
+        leaves = {path: array.copy() for path, array in qt.leaves()}
+        leaves["packed"][row, -1] = byte
+        with pytest.raises(qrs.ArgValueError, match=words):
+            qrs.QTensor.from_leaves(qt.scheme, qt.shape, qt.dtype, leaves)
+
+
+def test_given_scales_are_float32_first():
+    """float64 narrows to float32 (rule 1), then to the stored dtype (rule 7)."""
+    scale = 1 + 2**-11 + 2**-40
+    qt = qrs.quantize([1.0], "int8-f16", scale=scale)
+    assert qt == qrs.quantize([1.0], "int8-f16", scale=np.float32(scale))
+    assert float(qt.scale) == 1
+
+
+@pytest.mark.parametrize("rows", [np.array(1), slice("a", "b"), slice(None, None, 0), [[0], [1, 2]],
+                                  [5], np.array([True])])  # fmt: skip
+def test_rows_that_are_none(rows):
+    qt = qrs.quantize(np.ones((2, 4), np.float32), "int8")
+    with pytest.raises(qrs.QrsError, match="^rows: "):
+        qt[rows]
+
+
+def test_scale_overflow_says_the_scale_that_is_needed():
+    scheme = qrs.Int(8, full_range=True, scale_dtype="float16")
+    with pytest.raises(qrs.ArgValueError, match=r"needs a scale of 70312\.5"):
+        qrs.quantize([-9e6, 1.0], scheme)

@@ -190,3 +190,15 @@ def test_equal_schemes_have_equal_strings_and_others_do_not():
     assert qrs.Int(4, group_size=32) != qrs.Int(4, group_size=32, ragged=True)
     assert qrs.Int(4) != "int4"
     assert len({qrs.Int(4), qrs.Int(np.int64(4)), parse("int4")}) == 1
+
+
+@pytest.mark.parametrize("value", [None, 5, ["int8"], b"int8"])
+def test_only_strings_are_parsed(value):
+    with pytest.raises(qrs.ArgTypeError, match="^scheme: got"):
+        qrs.parse(value)
+
+
+@pytest.mark.parametrize("text", ["int\u0664", "int8-g\u0663\u0662", "int" + "9" * 5000, "int8 "])
+def test_other_digits_and_endless_ones(text):
+    with pytest.raises(qrs.ArgValueError, match="^scheme: cannot read"):
+        qrs.parse(text)

@@ -52,7 +52,7 @@ def test_A19_read_only(backend):
         array.flags.writeable = False
     assert same_bits(qt.dequantize(backend=backend), x_hat)
     message = refused(qrs.quantize, x, "int4-g16", out=qt, arg="out", backend=backend)
-    assert "packed is not writable" in message
+    assert "packed is an array that is not writable" in message
 
 
 @every_dtype
@@ -112,6 +112,27 @@ def test_A21_out_that_overlaps(backend):
     qt.parts["packed"] = memory.view(np.uint8)[: qt.packed.size].reshape(qt.packed.shape)
     assert "overlaps" in refused(qrs.dequantize, qt, out=x, arg="out", backend=backend)
     assert "overlaps" in refused(qrs.quantize, x, qt.scheme, out=qt, arg="out", backend=backend)
+
+
+def test_A21_out_that_overlaps_what_is_copied(backend):
+    """The caller's array counts, not the copy in C order or in float32 that the kernels get."""
+    square = noise(8, 8)
+    before = square.copy()
+    refused(qrs.fake_quantize, square.T, "int4", out=square, arg="out", backend=backend)
+    wide = noise(8, 8).astype(np.float64)
+    out = qrs.quantize(wide, "int8").copy()
+    out.parts["packed"] = wide.view(np.uint8).reshape(-1)[:64].reshape(8, 8)
+    refused(qrs.quantize, wide, "int8", out=out, arg="out", backend=backend)
+    assert same_bits(square, before)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0)])
+def test_A21_out_without_elements_is_used(shape, backend):
+    x = np.zeros(shape, np.float32)
+    out = qrs.quantize(x, "uint8-axis0").copy()
+    out.parts["scale"].fill(77)
+    assert qrs.quantize(x, "uint8-axis0", out=out, backend=backend) is out
+    assert out == qrs.quantize(x, "uint8-axis0")
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4-g32", "uint4-g16"])
@@ -181,7 +202,7 @@ def test_A25_masked_arrays(call):
     x = np.ma.array([1.0, 2.0, 3.0], mask=[False, True, False])
     for masked in (x, np.ma.array([1.0, 2.0]), np.ma.masked):
         message = refused(call, masked, "int8", error=qrs.ArgTypeError)
-        assert message == "x: masked array not supported; call .filled()"
+        assert message.startswith("x: masked array not supported; call .filled()")
     message = refused(
         qrs.quantize, X, "int8-axis0", scale=np.ma.ones(4), error=qrs.ArgTypeError, arg="scale"
     )
@@ -238,7 +259,7 @@ def test_A26_what_converts_to_an_array(call, convert):
 @every_call
 def test_A26_what_does_not_convert(call):
     message = refused(call, Broken(), "int8", error=qrs.ArgTypeError)
-    assert message == "x: cannot convert Broken to an array: can't convert a cuda tensor"
+    assert "cannot convert Broken to an array: can't convert a cuda tensor" in message
     ragged = refused(call, [[1.0, 2.0], [3.0]], "int8", error=qrs.ArgTypeError)
     assert ragged.startswith("x: cannot convert list to an array")
 

@@ -37,7 +37,7 @@ def test_P01_bits_of_numpy(kind):
     assert str(scheme) == "int4" and scheme.to_dict()["bits"] == 4
 
 
-@pytest.mark.parametrize("group_size", [0, -1, -128, 2**31, 2**63, 2**64])
+@pytest.mark.parametrize("group_size", [0, -1, -128, 2**63, 2**64])
 def test_P02_group_sizes_out_of_range(group_size):
     message = refused(qrs.Int, 4, group_size=group_size, arg="group_size")
     assert message.startswith(f"group_size: got {group_size}, expected 1 or more")
@@ -49,7 +49,7 @@ def test_P02_group_sizes_of_other_types(group_size):
     refused(qrs.PerGroup, group_size, error=qrs.ArgTypeError, arg="group_size")
 
 
-@pytest.mark.parametrize("group_size", [65, 128, 2**31 - 1, 3, 48])
+@pytest.mark.parametrize("group_size", [65, 128, 2**31, 2**63 - 1, 3, 48])
 def test_P02_group_sizes_that_do_not_divide(group_size, backend):
     message = refused(
         qrs.quantize, X, qrs.Int(4, group_size=group_size), arg="group_size", backend=backend
@@ -230,7 +230,7 @@ def test_P06_codes_out_of_range(scheme, code):
 @pytest.mark.parametrize("axis", [2, -3, 64, 2**40])
 def test_P09_axes_out_of_bounds(axis, backend):
     message = refused(qrs.quantize, X, qrs.Int(8, axis=axis), arg="axis", backend=backend)
-    assert message.startswith(f"axis: got {axis}, out of bounds for an array of 2 dimensions")
+    assert message.startswith(f"axis: got {axis}, out of bounds for shape {X.shape}")
 
 
 @pytest.mark.parametrize("axis", [0.0, True, "0", [0], None], ids=repr)

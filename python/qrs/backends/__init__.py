@@ -50,8 +50,8 @@ def get(name: str) -> Reference:
         reason, fix = cupy.missing()
     else:
         raise bad("backend", f"got {name!r}", name, f"one of: {', '.join(NAMES)}")
-    found = f"{name!r} is not available: {reason}"
-    raise bad("backend", found, name, f"this to help: {fix}", DeviceError)
+    problem = f"backend {name!r} is not available: {reason}; fix: {fix}"
+    raise DeviceError(problem, arg="backend", value=name, expected=fix)
 
 
 def of(array: Any) -> Reference:
@@ -66,7 +66,7 @@ def resolve(backend: str | None, *arrays: Any) -> Reference:
     """
     on_gpu = {_is_cupy(a) for a in arrays if isinstance(a, np.ndarray) or _is_cupy(a)}
     if len(on_gpu) > 1:
-        raise bad("x", "arrays of numpy and CuPy in one call", None, "one library", DeviceError)
+        raise bad("x", "numpy and CuPy in one call", None, "arrays of one library", DeviceError)
     library = "CuPy" if True in on_gpu else "numpy"
     name, source = backend, "backend"
     if name is None:

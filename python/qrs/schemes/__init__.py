@@ -31,7 +31,7 @@ def parse(text: str) -> Scheme:
     True
     """
     if not isinstance(text, str):
-        raise bad("scheme", f"got {text!r}", text, f"a string: {GRAMMAR}", ArgTypeError)
+        raise bad("scheme", f"got {text!r}", text, f"a scheme or a string: {GRAMMAR}", ArgTypeError)
     return _parsed(text)
 
 

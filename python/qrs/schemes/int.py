@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..backends.reference import Reference
 
 _SPELLING = re.compile(
-    r"(?P<u>u?)int(?P<bits>\d{1,4})(?:-axis(?P<axis>-?\d{1,19})|-g(?P<group>\d{1,19}))?"
+    r"(?P<u>u?)int(?P<bits>\d{1,99})(?:-axis(?P<axis>-?\d{1,99})|-g(?P<group>\d{1,99}))?"
     r"(?P<asym>-asym)?(?P<full>-full)?(?:-(?P<scale>f16|bf16))?(?P<flat>-flat)?(?P<ragged>-ragged)?",
     re.ASCII,
 )
@@ -211,10 +211,10 @@ class Int(Scheme, family="int"):
         return affine_parts.fake_quantize(self, x, backend, out)
 
     def from_codes(self, shape: Shape, codes: Any, scale: Any, zero_point: Any) -> QTensor:
-        expected = affine_parts.layout_of(self, shape).scale_shape
+        layout = affine_parts.layout_of(self, shape)
         codes = affine_checks.given_integers(self, "codes", shape, codes)
-        scale, zero_point = affine_checks.given_qparams(self, expected, scale, zero_point)
-        packed = affine_parts.packed_bits(codes, self.bits)
+        scale, zero_point = affine_checks.given_qparams(self, layout.scale_shape, scale, zero_point)
+        packed = affine_parts.packed_bits(codes.reshape(layout.stored_shape), self.bits)
         parts = affine_parts.parts_of(self, shape, packed, scale, zero_point)
         qt = QTensor(self, shape, "float32", parts)
         affine_checks.check_zero_scales(self, qt)
@@ -229,7 +229,9 @@ class Int(Scheme, family="int"):
         return affine_checks.explain(self, fault, x)
 
     def codes(self, qt: QTensor) -> Array:
-        return affine_parts.unpacked_bits(qt.packed, self.bits, self.signed, qt.shape)
+        stored = affine_parts.layout_of(self, qt.shape).stored_shape
+        codes = affine_parts.unpacked_bits(qt.packed, self.bits, self.signed, stored)
+        return codes.reshape(qt.shape)
 
     def zero_point(self, qt: QTensor, backend: Reference | None = None) -> Array | None:
         if self.symmetric:
