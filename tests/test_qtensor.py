@@ -306,7 +306,7 @@ def test_given_scales_are_float32_first():
                                   [5], np.array([True])])  # fmt: skip
 def test_rows_that_are_none(rows):
     qt = qrs.quantize(np.ones((2, 4), np.float32), "int8")
-    with pytest.raises(qrs.QrsError, match="^rows: "):
+    with pytest.raises(qrs.QrsError, match=r"^rows: "):
         qt[rows]
 
 

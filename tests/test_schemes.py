@@ -194,11 +194,11 @@ def test_equal_schemes_have_equal_strings_and_others_do_not():
 
 @pytest.mark.parametrize("value", [None, 5, ["int8"], b"int8"])
 def test_only_strings_are_parsed(value):
-    with pytest.raises(qrs.ArgTypeError, match="^scheme: got"):
+    with pytest.raises(qrs.ArgTypeError, match=r"^scheme: got"):
         qrs.parse(value)
 
 
 @pytest.mark.parametrize("text", ["int\u0664", "int8-g\u0663\u0662", "int" + "9" * 5000, "int8 "])
 def test_other_digits_and_endless_ones(text):
-    with pytest.raises(qrs.ArgValueError, match="^scheme: cannot read"):
+    with pytest.raises(qrs.ArgValueError, match=r"^scheme: cannot read"):
         qrs.parse(text)
