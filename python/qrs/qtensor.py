@@ -247,10 +247,10 @@ class QTensor:
             if found:
                 raise bad("out", f"{path} is {found}", found, expected)
 
-    def overwrite(self, qt: QTensor) -> QTensor:
-        """Take over the values of `qt`, which has the same scheme and shape, in place."""
-        for (_, mine), (_, theirs) in zip(self.leaves(), qt.leaves(), strict=True):
-            if not np.may_share_memory(mine, theirs):
+    def overwrite(self, qt: QTensor, written: tuple[str, ...] = ()) -> QTensor:
+        """Take over what `qt`, of the same scheme and shape, holds; `written` leaves do already."""
+        for (path, mine), (_, theirs) in zip(self.leaves(), qt.leaves(), strict=True):
+            if path not in written:
                 mine[...] = theirs
         self.dtype, self.info = qt.dtype, qt.info
         return self

@@ -142,7 +142,7 @@ def quantize(
     underflows = _underflow_groups(rows, layout.group_size, scale, backend) if computed else 0
     parts = parts_of(scheme, x.shape, packed, scale, zero_point, backend)
     qt = QTensor(scheme, x.shape, DTYPE_NAMES[x.dtype], parts, {"underflow_groups": underflows})
-    return qt if out is None else out.overwrite(qt)
+    return qt if out is None else out.overwrite(qt, written=("packed",))
 
 
 def dequantize(
