@@ -233,8 +233,8 @@ class QTensor:
 
         `inputs` are what the caller passed, of which no array may overlap a part.
         """
-        expected = f"a QTensor of {scheme} and shape {shape}"
         if self.scheme != scheme or self.shape != shape:
+            expected = f"a QTensor of {scheme} and shape {shape}"
             raise bad("out", f"got {self!r}", repr(self), expected)
         arrays = [array for array in inputs if isinstance(array, np.ndarray)]
         for path, spec in scheme.part_specs(shape).items():
@@ -245,6 +245,7 @@ class QTensor:
             if found is None and any(np.may_share_memory(part, array) for array in arrays):
                 found = "memory that overlaps an input"
             if found:
+                expected = f"its own {spec[0]} of shape {spec[1]}, writable in C order"
                 raise bad("out", f"{path} is {found}", found, expected)
 
     def overwrite(self, qt: QTensor, written: tuple[str, ...] = ()) -> QTensor:
