@@ -10,9 +10,15 @@ use crate::numeric::{self, Codes, Element, code_offsets, nonfinite_bit};
 use crate::pack::{pack_row, packed_len, sign_bit, unpack_row};
 use crate::qparams::{Chosen, Given, Params, ScaleDtype, choose_part, choose_qparams_affine};
 use crate::range::group_range;
-use crate::rows::{Output, TILE, for_each_block, take, take_mut, take_up_to};
+use crate::rows::{Output, TILE, for_each_block, take, take_mut};
 use crate::simd::multiversion;
 use crate::x86::{Streamable, prefetch, worth_streaming};
+
+/// Elements between two looks ahead; enough for a few vectors at once.
+const STEP: usize = 64;
+
+/// Elements that a single pass over the input looks ahead: 16 KB of float32.
+const AHEAD: usize = 1 << 12;
 
 /// Quantizes `x` to codes of one byte each, with given parameters.
 ///
@@ -106,9 +112,7 @@ pub fn dequantize_affine_packed<E: Element>(
 /// A part of the input, with what is needed to encode it.
 struct Part<'a, E: Element> {
     x: &'a [E::Repr],
-    /// The input after it, as much again, which the same thread takes next.
-    ahead: &'a [E::Repr],
-    /// Whether `x` has been found finite.
+    /// Whether `x` has been found finite, in a pass that prefetched half of what comes next.
     known_finite: bool,
     /// What `block` is a block of.
     grid: Grid,
@@ -138,7 +142,7 @@ fn for_each_part<E: Element, T: Streamable + Send>(
     match params {
         Params::Given(given) => for_each_block(grid, cut, |block, (x, mut out)| {
             let (given, block) = (given.of(&block), &block);
-            let part = Part { x, ahead: &[], known_finite: false, grid, block, given };
+            let part = Part { x, known_finite: false, grid, block, given };
             let result = work(part, &mut out);
             out.finish();
             result
@@ -198,9 +202,8 @@ fn choose_and_work<E: Element>(
         }
         // Values that are not finite may come yet, and are the graver fault.
         result = result.and(found);
-        let ahead = &rest[..x.len().min(rest.len())];
         let (given, block) = (chosen.given(), &block);
-        work(Part { x, ahead, known_finite: true, grid, block, given })?;
+        work(Part { x, known_finite: true, grid, block, given })?;
     }
     result
 }
@@ -209,13 +212,13 @@ multiversion! {
     fn encode_part<E: Element>(
         part: Part<E>, codes: Codes, bits: u32, out: &mut Output<u8>,
     ) -> Result<(), Fault> {
-        let Part { x, mut ahead, known_finite, grid, block, given } = part;
+        let Part { x, known_finite, grid, block, given } = part;
+        let mut ahead = Ahead::of(x, known_finite);
         let mut tile = [0; TILE];
         let mut nonfinite = 0;
         for (row, x) in x.chunks_exact(block.cols.len()).enumerate() {
             let mut groups = block.row(grid);
             for x in x.chunks(TILE) {
-                prefetch(take_up_to(&mut ahead, x.len()));
                 let packed = out.next(packed_len(x.len(), bits));
                 let q = if bits == 8 { &mut *packed } else { &mut tile[..x.len()] };
                 for segment in groups.segments(x.len()) {
@@ -223,7 +226,7 @@ multiversion! {
                     let (low, high) = code_offsets(zero_point, codes);
                     let encode = |x| numeric::encode(x, scale, zero_point, low, high);
                     let (x, q) = (&x[segment.elements.clone()], &mut q[segment.elements]);
-                    nonfinite |= map_checked::<E, _>(x, q, known_finite, encode);
+                    nonfinite |= map_checked::<E, _>(x, q, &mut ahead, encode);
                 }
                 if bits != 8 {
                     pack_row(&tile[..x.len()], bits, packed);
@@ -238,12 +241,12 @@ multiversion! {
     fn encode_decode_part<E: Element>(
         part: Part<E>, codes: Codes, out: &mut Output<E::Repr>,
     ) -> Result<(), Fault> {
-        let Part { x, mut ahead, known_finite, grid, block, given } = part;
+        let Part { x, known_finite, grid, block, given } = part;
+        let mut ahead = Ahead::of(x, known_finite);
         let mut nonfinite = 0;
         for (row, x) in x.chunks_exact(block.cols.len()).enumerate() {
             let mut groups = block.row(grid);
             for x in x.chunks(TILE) {
-                prefetch(take_up_to(&mut ahead, x.len()));
                 let x_hat = out.next(x.len());
                 for segment in groups.segments(x.len()) {
                     let (scale, zero_point) = given.group(block.index_of(row, segment.group));
@@ -251,7 +254,7 @@ multiversion! {
                     let encode_decode =
                         |x| E::narrow(numeric::encode_decode(x, scale, low, high));
                     let (x, x_hat) = (&x[segment.elements.clone()], &mut x_hat[segment.elements]);
-                    nonfinite |= map_checked::<E, _>(x, x_hat, known_finite, encode_decode);
+                    nonfinite |= map_checked::<E, _>(x, x_hat, &mut ahead, encode_decode);
                 }
             }
         }
@@ -293,25 +296,68 @@ multiversion! {
     }
 }
 
+/// What a pass prefetches: the second half of the next part where a pass before has taken the first,
+/// or else all of what is as far ahead as hides the memory.
+enum Ahead<T> {
+    Half(*const T),
+    All(*const T),
+}
+
+impl<T: Streamable> Ahead<T> {
+    fn of(part: &[T], known_finite: bool) -> Self {
+        let end = part.as_ptr_range().end;
+        if known_finite {
+            Self::Half(end.wrapping_add(part.len() / 2))
+        } else {
+            Self::All(part.as_ptr().wrapping_add(AHEAD))
+        }
+    }
+}
+
 /// Applies `f` to each element; an OR of their [`nonfinite_bit`]s, or 0 where that is known.
 #[inline(always)]
 fn map_checked<E: Element, B>(
     from: &[E::Repr],
     to: &mut [B],
-    known_finite: bool,
+    ahead: &mut Ahead<E::Repr>,
     f: impl Fn(f32) -> B,
 ) -> u32 {
     let mut nonfinite = 0;
-    if known_finite {
-        map(from, to, |x| f(E::widen(x)));
-    } else {
-        map(from, to, |x| {
-            let x = E::widen(x);
-            nonfinite |= nonfinite_bit(x);
-            f(x)
-        });
+    match ahead {
+        Ahead::Half(next) => {
+            map_prefetching::<_, _, { STEP / 2 }>(from, to, *next, |x| f(E::widen(x)));
+            *next = next.wrapping_add(from.len() / 2);
+        }
+        Ahead::All(next) => {
+            for start in (0..from.len()).step_by(STEP) {
+                prefetch::<_, STEP>(next.wrapping_add(start));
+            }
+            map(from, to, |x| {
+                let x = E::widen(x);
+                nonfinite |= nonfinite_bit(x);
+                f(x)
+            });
+            *next = next.wrapping_add(from.len());
+        }
     }
     nonfinite
+}
+
+/// Applies `f` to each element, and prefetches `N` elements from `next` on for every [`STEP`] of them.
+#[inline(always)]
+fn map_prefetching<A: Streamable, B, const N: usize>(
+    from: &[A],
+    to: &mut [B],
+    next: *const A,
+    mut f: impl FnMut(A) -> B,
+) {
+    let (from_steps, from) = from.as_chunks::<STEP>();
+    let (to_steps, to) = to.as_chunks_mut::<STEP>();
+    for (index, (from, to)) in from_steps.iter().zip(to_steps).enumerate() {
+        prefetch::<_, N>(next.wrapping_add(index * N));
+        map(from, to, &mut f);
+    }
+    map(from, to, f);
 }
 
 /// Applies `f` to each element.

@@ -8,9 +8,9 @@ use std::ops::Range;
 
 use crate::pack::packed_len;
 
-/// Elements in a part of a block, about: its float32 input (16 KB) stays in the first-level cache
+/// Elements in a part of a block, about: its float32 input (32 KB) stays in the caches of the core
 /// between the pass that finds the range and the pass that encodes.
-const PART: usize = 1 << 12;
+const PART: usize = 1 << 13;
 
 /// Groups up to this size are never cut, so that one pass over memory can do both.
 const LARGE_GROUP: usize = 1 << 16;

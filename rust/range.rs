@@ -7,6 +7,7 @@ use crate::grid::{Block, Grid};
 use crate::numeric::Element;
 use crate::rows::{for_each_block, take, take_mut};
 use crate::simd::multiversion;
+use crate::x86::prefetch;
 
 /// Independent lanes of the search: two AVX-512 registers of float32.
 const LANES: usize = 32;
@@ -57,7 +58,8 @@ pub fn group_range<E: Element>(
 }
 
 multiversion! {
-    /// The ranges of the groups `first ..` of `x`, as many as `lo` and `hi` hold.
+    /// The ranges of the groups `first ..` of `x`, as many as `lo` and `hi` hold. Prefetches half as
+    /// much from behind `x`, for callers that go on there.
     pub(crate) fn range_groups<E: Element>(
         x: &[E::Repr], grid: Grid, first: usize, lo: &mut [f32], hi: &mut [f32],
     ) -> Result<(), Fault> {
@@ -67,7 +69,9 @@ multiversion! {
         for (lo, hi) in lo.iter_mut().zip(hi) {
             let start = group * grid.group_size;
             let end = grid.cols.min(start.saturating_add(grid.group_size));
-            (*lo, *hi) = range::<E>(&x[row * grid.cols + start..row * grid.cols + end]);
+            let at = row * grid.cols + start;
+            let next = x.as_ptr().wrapping_add(x.len() + at / 2);
+            (*lo, *hi) = range::<E>(&x[at..at + end - start], next);
             finite &= lo.is_finite() & hi.is_finite();
             group += 1;
             if group == per_row {
@@ -84,27 +88,41 @@ multiversion! {
 /// the maximum of the bits as unsigned integers is the most negative number (or the largest, where
 /// there is none), and with the sign bit flipped, the most positive one: two integer operations
 /// find both ends and everything that is not finite.
+///
+/// Prefetches half as much as it reads from `next` on.
 #[inline(always)]
-fn range<E: Element>(x: &[E::Repr]) -> (f32, f32) {
+fn range<E: Element>(x: &[E::Repr], next: *const E::Repr) -> (f32, f32) {
     // Where nothing is negative, or nothing is positive, zero is the end of the range.
     let mut lowest = [E::SIGN; LANES];
     let mut highest = [E::SIGN; LANES];
     let (chunks, rest) = x.as_chunks::<LANES>();
-    for chunk in chunks {
-        for lane in 0..LANES {
-            let bits = E::to_bits(chunk[lane]);
-            lowest[lane] = lowest[lane].max(bits);
-            highest[lane] = highest[lane].max(bits ^ E::SIGN);
-        }
+    for (index, chunk) in chunks.iter().enumerate() {
+        prefetch::<_, { LANES / 2 }>(next.wrapping_add(index * LANES / 2));
+        include::<E>(chunk, &mut lowest, &mut highest);
     }
-    for (lane, &value) in rest.iter().enumerate() {
-        let bits = E::to_bits(value);
-        lowest[lane] = lowest[lane].max(bits);
-        highest[lane] = highest[lane].max(bits ^ E::SIGN);
+    if !rest.is_empty() {
+        // Zeros are no end of any range. Indexing lanes by what is left would keep them in memory.
+        let mut chunk = [E::Repr::default(); LANES];
+        chunk[..rest.len()].copy_from_slice(rest);
+        include::<E>(&chunk, &mut lowest, &mut highest);
     }
     let (lowest, highest) = (fold_max(lowest), fold_max(highest) ^ E::SIGN);
     // Adding zero turns -0.0 into +0.0.
     (E::widen(E::from_bits(lowest)) + 0.0, E::widen(E::from_bits(highest)) + 0.0)
+}
+
+/// Takes a chunk into the two maxima of [`range`].
+#[inline(always)]
+fn include<E: Element>(
+    chunk: &[E::Repr; LANES],
+    lowest: &mut [E::Bits; LANES],
+    highest: &mut [E::Bits; LANES],
+) {
+    for lane in 0..LANES {
+        let bits = E::to_bits(chunk[lane]);
+        lowest[lane] = lowest[lane].max(bits);
+        highest[lane] = highest[lane].max(bits ^ E::SIGN);
+    }
 }
 
 /// The largest lane.

@@ -15,7 +15,7 @@ use crate::simd;
 use crate::x86::{StreamWriter, Streamable};
 
 /// Elements in a block, about: what a thread takes at a time.
-const BLOCK: usize = 1 << 16;
+const BLOCK: usize = 1 << 17;
 
 /// Elements in a tile, the part of a block that is worked on at a time: small beside any first-level
 /// cache, and a multiple of 8, so that its packed codes start on a byte.
@@ -58,12 +58,6 @@ pub(crate) fn take<'a, T>(rest: &mut &'a [T], n: usize) -> &'a [T] {
     let (head, tail) = rest.split_at(n);
     *rest = tail;
     head
-}
-
-/// Cuts the first `n` elements off `rest`, or all there are.
-#[inline(always)]
-pub(crate) fn take_up_to<'a, T>(rest: &mut &'a [T], n: usize) -> &'a [T] {
-    take(rest, n.min(rest.len()))
 }
 
 /// Cuts the first `n` elements off `rest`.
