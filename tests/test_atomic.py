@@ -2,12 +2,16 @@
 
 import errno
 import os
+import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from qrs.errors import ArgValueError, StorageError
+from qrs.formats import atomic
 from qrs.formats.atomic import atomic_file, atomic_folder, atomic_write_bytes, write_all
 
 
@@ -180,9 +184,14 @@ def test_a_failed_folder_leaves_the_old_one(
     assert not overwrite or (target / "sub" / "deep").read_text() == "old"
 
 
-@pytest.mark.parametrize("failing", [1, 2])
+def no_exchange(one: str, other: str) -> bool:
+    """A system or a file system whose folders cannot change places in one step."""
+    return False
+
+
+@pytest.mark.parametrize(("failing", "expected"), [(1, 1), (2, 3), (3, 5)])
 def test_a_failed_replacement_puts_the_old_folder_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int, expected: int
 ) -> None:
     target = tmp_path / "model"
     target.mkdir()
@@ -195,13 +204,121 @@ def test_a_failed_replacement_puts_the_old_folder_back(
             raise OSError(errno.ENOSPC, "No space left on device")
         real(source, to)
 
+    monkeypatch.setattr(atomic, "_exchange", no_exchange)
     monkeypatch.setattr(os, "rename", rename)
     with pytest.raises(StorageError) as caught, atomic_folder(target, overwrite=True) as folder:
         fill(folder, "new")
     assert caught.value.errno == errno.ENOSPC
-    assert len(calls) == (1 if failing == 1 else 3)
+    assert len(calls) == expected
     assert (target / "sub" / "deep").read_text() == "old"
     assert names(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_ctrl_c_between_the_renames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    fill(target, "old")
+    real, calls = os.rename, []
+
+    def rename(source: str, to: str) -> None:
+        real(source, to)
+        calls.append(source)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(atomic, "_exchange", no_exchange)
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(KeyboardInterrupt), atomic_folder(target, overwrite=True) as folder:
+        fill(folder, "new")
+    assert names(tmp_path) == ["model"]
+    assert (target / "sub" / "deep").read_text() == ("new" if at == 3 else "old")
+
+
+def test_folders_are_replaced_without_exchange_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    fill(target, "old")
+    monkeypatch.setattr(atomic, "_exchange", no_exchange)
+    with atomic_folder(target, overwrite=True) as folder:
+        fill(folder, "new")
+    assert (target / "sub" / "deep").read_text() == "new"
+    assert names(tmp_path) == ["model"]
+
+
+KILLED = """
+import os, shutil, sys
+from qrs.formats import atomic
+target, at, calls = sys.argv[1], int(sys.argv[2]), 0
+def deadly(real):
+    def call(*args, **kwargs):
+        global calls
+        calls += 1
+        if calls == at:
+            os._exit(9)
+        return real(*args, **kwargs)
+    return call
+for module, name in ((os, "rename"), (os, "fsync"), (atomic, "_exchange"), (shutil, "rmtree")):
+    setattr(module, name, deadly(getattr(module, name)))
+with atomic.atomic_folder(target, overwrite=True) as folder:
+    for name in ("a", "b"):
+        (folder / name).write_text("new")
+"""
+
+
+def test_a_folder_is_there_whenever_the_process_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "other").mkdir()
+    if not atomic._exchange(str(tmp_path / "one"), str(tmp_path / "other")):
+        pytest.skip("folders cannot change places here")
+    target, seen = tmp_path / "model", []
+    for at in range(1, 20):
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
+        for name in ("a", "b"):
+            (target / name).write_text("old")
+        command = [sys.executable, "-c", KILLED, str(target), str(at)]
+        code = subprocess.run(command).returncode
+        (text,) = {(target / name).read_text() for name in names(target)}
+        assert names(target) == ["a", "b"]
+        seen.append(text)
+        if code == 0:
+            break
+        assert code == 9
+    assert seen == sorted(seen, reverse=True) and set(seen) == {"old", "new"}
+
+
+def test_files_in_a_replaced_folder_keep_their_modes(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    fill(target, "old")
+    (target / "config.json").chmod(0o600)
+    (target / "sub" / "deep").chmod(0o640)
+    with atomic_folder(target, overwrite=True) as folder:
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700  # nobody else looks in meanwhile
+        fill(folder, "new")
+        (folder / "more").write_text("new")
+    modes = {name: stat.S_IMODE((target / name).stat().st_mode) for name in names(target)}
+    umask = os.umask(0o022)
+    os.umask(umask)
+    assert modes["config.json"] == 0o600 and modes["more"] == 0o666 & ~umask
+    assert stat.S_IMODE((target / "sub" / "deep").stat().st_mode) == 0o640
+
+
+def test_a_mode_is_not_taken_from_what_a_link_points_at(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (tmp_path / "elsewhere").write_text("secret")
+    (tmp_path / "elsewhere").chmod(0o777)
+    (target / "config.json").symlink_to(tmp_path / "elsewhere")
+    with atomic_folder(target, overwrite=True) as folder:
+        (folder / "config.json").write_text("new")
+    assert stat.S_IMODE((target / "config.json").stat().st_mode) != 0o777
+    assert (tmp_path / "elsewhere").read_text() == "secret"
 
 
 def test_everything_in_a_folder_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,22 +3,25 @@
 A file is written under a temporary name in the folder of its target, synced, closed and renamed
 over the target; then the folder is synced. Until the rename the target is what it was, and after
 any exception (KeyboardInterrupt too) the temporary file is gone. A folder is built beside its
-target in the same way.
+target in the same way, and changes places with an old one in one step (renameat2 of Linux).
 
 - Mode: a new file gets 0666 & ~umask; a replaced one keeps its mode, its ACL and, where the process
-  may set them, its owner and group.
+  may set them, its owner and group. So does a file in a replaced folder that held one of its name.
 - A symbolic link is followed: the file it points at is replaced, the link stays.
 - A hard link is cut: the other names keep the old content.
 - Only regular files are replaced: never a device, a pipe or a socket.
 - If the last step fails, the sync of the folder after the rename, the error is raised although the
   target is already the new, complete file: a power cut could still bring the old one back.
 
-Linux and other POSIX systems. A process killed outright leaves its temporary file behind:
-`.NAME.<16 hex digits>.tmp`.
+Linux and other POSIX systems. A process killed outright leaves its temporary file or folder behind,
+`.NAME.<16 hex digits>.tmp`. Where two folders cannot change places in one step (a system or file
+system without it, such as NFS), one killed between the renames leaves the old folder at
+`.NAME.<16 hex digits>.old` and none at its own name.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import secrets
@@ -29,11 +32,30 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import StorageError
+from ..errors import ArgTypeError, StorageError, bad
+from .strict_json import quote
 
 _NO_FALLOCATE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENODEV}
 _PIECE = 1 << 30  # some systems refuse to write 2 GiB or more in one call
 _ACL = "system.posix_acl_access"
+_NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of <fcntl.h> and <stdio.h>
+
+
+def as_path(path: str | os.PathLike[str], arg: str = "path") -> Path:
+    """The path as a Path. Raises ArgTypeError for what is none, ArgValueError for a NUL in it.
+
+    >>> as_path("a\\0b")
+    Traceback (most recent call last):
+    ...
+    qrs.errors.ArgValueError: path: got 'a\\x00b', expected a path without NUL
+    """
+    text = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(text, str):
+        raise bad(arg, f"got {quote(path)}", path, "a string or os.PathLike", ArgTypeError)
+    if "\0" in text:
+        raise bad(arg, f"got {quote(text)}", text, "a path without NUL")
+    return Path(text)
 
 
 @contextmanager
@@ -112,11 +134,12 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
     """Build a folder that becomes `path` when the body ends, and never after an error.
 
-    Yields a temporary folder beside the target. Everything in it is synced before the rename.
+    Yields a temporary folder beside the target, which nobody else may read until it is whole.
+    Everything in it is synced before the rename.
 
     Raises StorageError, before the body runs, if `path` exists and is not an empty folder (EEXIST;
-    ENOTDIR if it is no folder). With `overwrite=True` an existing folder is moved aside, replaced,
-    and then removed *with all it holds*; if the replacement fails it is put back.
+    ENOTDIR if it is no folder). With `overwrite=True` an existing folder is replaced and then
+    removed *with all it holds*; if the replacement fails it stays.
     """
     with storage_errors(path):
         target = _target(path)
@@ -125,17 +148,18 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
     try:
         with storage_errors(path):
             os.mkdir(temporary)
-            if old is not None:
-                os.chmod(temporary, stat.S_IMODE(old.st_mode))
+            mode = os.stat(temporary).st_mode if old is None else old.st_mode
+            os.chmod(temporary, 0o700)
         yield Path(temporary)
         with storage_errors(path):
+            _inherit_all(temporary, target)
+            os.chmod(temporary, stat.S_IMODE(mode))
             _sync_tree(temporary)
             _replace_folder(temporary, target, overwrite=overwrite)
-    except BaseException:
+            sync(os.path.dirname(target))
+    finally:
+        # After an error what was built, after an exchange what was replaced, else nothing.
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    with storage_errors(path):
-        sync(os.path.dirname(target))
 
 
 def sync(path: str | os.PathLike[str]) -> None:
@@ -200,6 +224,24 @@ def _inherit(fd: int, target: str, old: os.stat_result) -> None:
             os.setxattr(fd, _ACL, os.getxattr(target, _ACL))
 
 
+def _inherit_all(folder: str, old: str) -> None:
+    """`_inherit` for every file of `folder` that replaces one of the same name in `old`."""
+    for place, _, files in os.walk(folder):
+        for name in files:
+            file = os.path.join(place, name)
+            replaced = os.path.join(old, os.path.relpath(file, folder))
+            try:
+                status = os.lstat(replaced)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            if stat.S_ISREG(status.st_mode):
+                fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                try:
+                    _inherit(fd, replaced, status)
+                finally:
+                    os.close(fd)
+
+
 def _reserve(fd: int, size: int) -> None:
     """Set `size` bytes aside, or raise OSError(ENOSPC) now rather than after hours of work."""
     if not size:
@@ -224,17 +266,44 @@ def _sync_tree(folder: str) -> None:
 
 
 def _replace_folder(temporary: str, target: str, *, overwrite: bool) -> None:
-    aside = _sibling(target, "old")
-    moved = overwrite and os.path.isdir(target)
-    if moved:
-        os.rename(target, aside)
     try:
-        os.rename(temporary, target)  # replaces an empty folder, and nothing else
-    except BaseException as error:
-        if moved:
-            os.rename(aside, target)
-        if isinstance(error, OSError) and error.errno == errno.ENOTEMPTY:
+        if overwrite and os.path.isdir(target):
+            _swap(temporary, target)
+        else:
+            os.rename(temporary, target)  # replaces an empty folder, and nothing else
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
             raise OSError(errno.EEXIST, "Folder exists and is not empty") from error
         raise
-    if moved:
-        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _swap(new: str, old: str) -> None:
+    """Let two folders change places; after any exception they are where they were, or have."""
+    if _exchange(new, old):
+        return
+    aside = _sibling(old, "old")
+    try:
+        os.rename(old, aside)
+        os.rename(new, old)
+        os.rename(aside, new)
+    except BaseException:
+        if os.path.lexists(aside):
+            if os.path.lexists(old):
+                os.rename(old, new)
+            os.rename(aside, old)
+        raise
+
+
+def _exchange(one: str, other: str) -> bool:
+    """Exchange two names in one step; False where the system or the file system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # glibc 2.28
+    if renameat2 is None:
+        return False
+    renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p) * 2 + (ctypes.c_uint,)
+    names = os.fsencode(one), os.fsencode(other)
+    if renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _NO_EXCHANGE:
+        return False
+    raise OSError(number, os.strerror(number))
