@@ -5,7 +5,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from qrs.formats.safetensors import Writer, dtype_name
+from qrs.formats.header import dtype_name
+from qrs.formats.safetensors import Writer
 
 
 def raw_file(header: Any, data: bytes = b"", length: int | None = None) -> bytes:

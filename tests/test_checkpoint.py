@@ -1,9 +1,6 @@
 """Whole checkpoints: quantize, load, inspect, dequantize; layouts, dtypes, memory."""
 
 import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,8 @@ from qrs import checkpoint
 from qrs.checkpoint import dequantize_checkpoint, inspect_checkpoint, quantize_checkpoint
 from qrs.checkpoint.report import ErrorSums
 from qrs.errors import ArgValueError, FormatError
-from qrs.formats.safetensors import DTYPES, SafetensorsFile, Writer
+from qrs.formats.header import STORED_DTYPES
+from qrs.formats.safetensors import SafetensorsFile, Writer
 
 SCHEMES = ["int8-axis0", "int8", "int8-axis1", "uint8-axis0", "int4-g32", "int4-g32-asym-f16",
            "uint3-g32-bf16", "int5-axis0-asym", "int2-g32-full"]  # fmt: skip
@@ -34,9 +32,7 @@ SCHEMES = ["int8-axis0", "int8", "int8-axis1", "uint8-axis0", "int4-g32", "int4-
 def expected_qtensors(tensors: dict[str, Any], plan: checkpoint.Plan) -> dict[str, Any]:
     """What quantizing each tensor in memory gives."""
     return {
-        t.name: tensors[t.name]
-        if t.scheme is None
-        else qrs.quantize(tensors[t.name].reshape(t.stored_shape), t.scheme)
+        t.name: tensors[t.name] if t.scheme is None else qrs.quantize(tensors[t.name], t.scheme)
         for t in plan.tensors
     }
 
@@ -64,7 +60,7 @@ def test_blocks_of_rows_give_the_bits_of_the_whole(
     stored = qrs.load(tmp_path / "q.safetensors")
     assert_same(stored, expected_qtensors(tensors, report.plan))
     for t in report.tensors:
-        x_hat = stored[t.plan.name].dequantize().reshape(t.plan.shape)
+        x_hat = stored[t.plan.name].dequantize()
         assert t.errors.sqnr_db == pytest.approx(qrs.metrics.sqnr_db(tensors[t.plan.name], x_hat))
 
 
@@ -82,7 +78,7 @@ def test_dequantize_restores_names_shapes_dtypes_and_metadata(
         tensor = stored[name]
         if isinstance(tensor, qrs.QTensor):
             assert decoded[name] == str(x.dtype)
-            tensor = tensor.dequantize(str(x.dtype)).reshape(x.shape)
+            tensor = tensor.dequantize(str(x.dtype))
         assert (back[name].dtype, back[name].shape) == (x.dtype, x.shape)
         assert back[name].tobytes() == tensor.tobytes(), name
     assert inspect_checkpoint(tmp_path / "back").metadata == {"format": "pt"}
@@ -110,6 +106,35 @@ def test_dequantize_into_another_dtype(tmp_path: Path) -> None:
             assert tensor.dtype == ml_dtypes.bfloat16
         else:
             assert tensor.dtype == small_model()[name].dtype
+
+
+@pytest.mark.parametrize("scheme", ["int8", "uint4", "int4-g32-asym-f16", "int3-axis0"])
+def test_dequantize_of_vectors_that_save_wrote(tmp_path: Path, scheme: str) -> None:
+    qt = qrs.quantize(normal((64,)), scheme)
+    qrs.save(tmp_path / "q.safetensors", {"v": qt, "w": qrs.quantize(normal((4, 32)), scheme)})
+    dequantize_checkpoint(tmp_path / "q.safetensors", tmp_path / "b.safetensors")
+    assert np.array_equal(qrs.load(tmp_path / "b.safetensors")["v"], qt.dequantize())
+
+
+def test_dequantize_of_nothing_of_any_length(tmp_path: Path) -> None:
+    # A row count of 2^40 costs a file nothing where rows are empty.
+    array = np.empty((2**40, 0), np.uint8)
+    scheme = qrs.parse("int8")
+    qt = qrs.QTensor(scheme, array.shape, "float32", {"packed": array, "scale": np.float32(1)})
+    qt.parts["scale"] = np.array(1, np.float32)
+    qrs.save(tmp_path / "q.safetensors", {"w": qt})
+    dequantize_checkpoint(tmp_path / "q.safetensors", tmp_path / "b.safetensors")
+    assert qrs.load(tmp_path / "b.safetensors")["w"].shape == array.shape
+
+
+def test_the_report_tells_what_overflows_the_dtype_it_had(tmp_path: Path) -> None:
+    w = normal((8, 8), np.float16)
+    w[0, 0] = 65504  # a scale of 515.78 rounds up to 516, and 127 x 516 is infinite in float16
+    qrs.save(tmp_path / "m.safetensors", {"w": w, "other": normal((8, 8), np.float16)})
+    report = quantize_checkpoint(tmp_path / "m.safetensors", tmp_path / "q.safetensors", "int8-f16")
+    assert {t.plan.name: t.overflows for t in report.tensors} == {"w": True, "other": False}
+    with pytest.raises(ArgValueError, match="tensor 'w'"):
+        dequantize_checkpoint(tmp_path / "q.safetensors", tmp_path / "b.safetensors")
 
 
 def test_dequantize_refuses_what_overflows(tmp_path: Path) -> None:
@@ -212,7 +237,7 @@ def test_report(tmp_path: Path) -> None:
     signal = noise = 0.0
     for t in report.tensors:
         x = source[t.plan.name].astype(np.float64)
-        x_hat = stored[t.plan.name].dequantize().reshape(x.shape)
+        x_hat = stored[t.plan.name].dequantize()
         assert t.errors.sqnr_db == pytest.approx(qrs.metrics.sqnr_db(x, x_hat))
         assert t.errors.max_abs_error == qrs.metrics.max_abs_error(x, x_hat)
         assert t.bits_per_weight == stored[t.plan.name].bits_per_weight
@@ -249,7 +274,7 @@ def test_inspect(tmp_path: Path) -> None:
     by_name = {t.name: t for t in contents.tensors}
     assert by_name.keys() == small_model().keys()
     conv = by_name["layer.0.conv.weight"]
-    assert (conv.scheme, conv.shape, conv.dtype) == ("int4-g32", (16, 32, 3, 3), "float32")
+    assert (conv.scheme, conv.shape, conv.dtype) == ("int4-g32-flat", (16, 32, 3, 3), "float32")
     assert conv.bits_per_weight == 5.0
     assert by_name["layer.0.fp8.weight"].dtype == "F8_E4M3"
     assert by_name["layer.0.fp8.weight"].scheme is None
@@ -276,7 +301,7 @@ def test_progress_counts_every_byte_of_the_source(tmp_path: Path) -> None:
 
 
 def test_every_other_dtype_passes_through_untouched(tmp_path: Path) -> None:
-    layout = [(f"t.{dtype}", dtype, (8, 8)) for dtype in DTYPES]
+    layout = [(f"t.{dtype}", dtype, (8, 8)) for dtype in STORED_DTYPES]
     path, data = tmp_path / "m.safetensors", {}
     with Writer(path, layout) as writer:
         for name, info in writer.tensors.items():
@@ -288,7 +313,7 @@ def test_every_other_dtype_passes_through_untouched(tmp_path: Path) -> None:
     assert {t.plan.dtype for t in report.tensors} == {"F16", "BF16", "F32", "F64"}
     dequantize_checkpoint(tmp_path / "q.safetensors", tmp_path / "back.safetensors")
     kept = data.keys() - {t.plan.name for t in report.tensors}
-    assert len(kept) == len(DTYPES) - 4
+    assert len(kept) == len(STORED_DTYPES) - 4
     for place in ("q.safetensors", "back.safetensors"):
         with SafetensorsFile(tmp_path / place) as file:
             for name in kept:
@@ -338,11 +363,11 @@ def test_overflow_names_tensor_and_group_of_the_whole(
         quantize_checkpoint(tmp_path / "m.safetensors", tmp_path / "q", "int4-g32-f16")
 
 
-def test_nonfinite_in_a_flattened_tensor_says_so(tmp_path: Path) -> None:
+def test_nonfinite_in_a_flattened_tensor_has_its_own_index(tmp_path: Path) -> None:
     w = normal((4, 32, 3, 3))
     w[2, 0, 1, 1] = np.nan
     qrs.save(tmp_path / "m.safetensors", {"conv": w})
-    with pytest.raises(ArgValueError, match=r"'conv' as \(4, 288\): 1 non-.* nan at \(2, 4\)"):
+    with pytest.raises(ArgValueError, match=r"'conv': 1 non-.* nan at \(2, 0, 1, 1\)"):
         quantize_checkpoint(tmp_path / "m.safetensors", tmp_path / "q", "int4-g32")
 
 
@@ -354,42 +379,3 @@ def test_a_source_that_changes_after_the_plan_is_refused(tmp_path: Path) -> None
     with pytest.raises(FormatError, match="changed while it was in use"):
         checkpoint.run_plan(source, plan, checkpoint.Output(source, tmp_path / "q"))
     assert not (tmp_path / "q").exists()
-
-
-MEASURE = """
-import sys
-from qrs import checkpoint
-source, output, scheme, backend = sys.argv[1:]
-report = checkpoint.quantize_checkpoint(source, output, scheme, backend=backend)
-assert len(report.tensors) == 1 and report.errors.sqnr_db > 15
-checkpoint.dequantize_checkpoint(output, output + ".back.safetensors", backend=backend)
-peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(int(peak.split()[1]) * 1024, report.plan.memory_estimate)
-"""
-
-
-@pytest.mark.parametrize(
-    ("dtype", "scheme", "backend"),
-    [
-        (np.float32, "int8-axis0", "rust"),
-        (np.float32, "int8", "rust"),
-        (np.float32, "int4-g128-asym-f16", "reference"),
-        (ml_dtypes.bfloat16, "int8-axis1", "rust"),
-        (ml_dtypes.bfloat16, "int4-g128-asym-f16", "rust"),
-    ],
-)
-def test_peak_memory(tmp_path: Path, dtype: Any, scheme: str, backend: str) -> None:
-    """At most 3 x the largest tensor + 256 MiB, everything counted, for a tensor of 192 MB."""
-    rows = 48_000_000 // 8192 * 4 // np.dtype(dtype).itemsize
-    w = np.tile(normal((8, 8192), dtype), (rows // 8, 1))
-    qrs.save(tmp_path / "m.safetensors", {"w": w, "b": normal((3,))})
-    arguments = [tmp_path / "m.safetensors", tmp_path / "q.safetensors", scheme, backend]
-    run = subprocess.run(
-        [sys.executable, "-c", MEASURE, *map(str, arguments)], capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    peak, estimate = map(int, run.stdout.split())
-    assert w.nbytes > 190e6
-    assert peak <= 3 * w.nbytes + (256 << 20)
-    assert peak <= 1.2 * estimate, "the estimate of the plan is too low"
-    shutil.rmtree(tmp_path)

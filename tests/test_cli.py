@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 
 import qrs
 from checkpoints import digests, normal, save_model, save_sharded, small_model
+from processes import clean_environment
 from qrs import backends
-from qrs.cli import app
 from qrs.cli.app import Group
+from qrs.cli.commands import app
 from qrs.cli.escape import escaped
 from qrs.cli.progress import Lines
 
@@ -42,7 +43,8 @@ def test_quantize_prints_a_table_with_totals(tmp_path: Path) -> None:
     result = run("quantize", model, "-o", tmp_path / "q", "--scheme", "int4-g32-asym-f16")
     for words in (
         "tensor", "shape", "scheme", "SQNR dB", "max abs error", "bits/weight", "seconds",
-        "16x32x3x3", "int4-g32-asym-f16", "int4-g32-asym-f16-ragged", "total: 5 tensors",
+        "16x32x3x3", "int4-g32-asym-f16", "int4-g32-asym-f16-ragged", "int4-g32-asym-f16-flat",
+        "total: 5 tensors",
         "10 tensors stay as they are", "bits per weight", f"wrote {tmp_path / 'q'}",
     ):  # fmt: skip
         assert words in result.stdout, words
@@ -83,6 +85,20 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
     assert digests(tmp_path) == before
     # With an output, what is wrong with it is known now.
     run("quantize", model, "--dry-run", "-o", tmp_path / "missing" / "q", code=1)
+
+
+def test_dry_run_of_nothing_is_json(tmp_path: Path) -> None:
+    qrs.save(tmp_path / "b.safetensors", {"bias": np.zeros(3, np.float32)})
+    out = run("quantize", tmp_path / "b.safetensors", "--dry-run", "--json").stdout
+    assert json.loads(out)["bits_per_weight"] is None
+
+
+def test_dry_run_tells_what_the_reference_takes(tmp_path: Path) -> None:
+    qrs.save(tmp_path / "m.safetensors", {"w": np.ones((4096, 4096), np.float32)})
+    command = ("quantize", tmp_path / "m.safetensors", "--dry-run", "--scheme", "int8")
+    assert "3 x the largest tensor + 256 MiB" in run(*command).stdout
+    out = run(*command, "--backend", "reference").stdout
+    assert "the reference backend copies whole tensors" in out
 
 
 def test_dry_run_of_the_sizes_that_come(tmp_path: Path) -> None:
@@ -133,7 +149,7 @@ def test_doctor_lists_backends_with_reasons_and_operations() -> None:
     assert f"qrs {qrs.__version__}" in out
     assert f"SIMD level: {qrs.simd_level()}, available: baseline" in out
     assert f"threads: {qrs.num_threads()}" in out
-    assert "backend rust: available" in out and "quantize_affine" in out
+    assert "backend rust: available" in out and "quantize_affine" in out and "problem" not in out
     document = json.loads(run("doctor", "--json").stdout)
     assert document["backends"] == backends.describe()
     for backend in document["backends"]:
@@ -146,12 +162,42 @@ def test_doctor_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "qrs._qrs", None)
     backends.get.cache_clear()
     try:
-        out = run("doctor").stdout
+        out = run("doctor", code=1).stdout
     finally:
         backends.get.cache_clear()
     assert "backend rust: missing: the extension module does not load" in out
     assert "to fix it: pip install" in out
     assert "SIMD" not in out
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("QRS_SIMD", "bogus", "bogus"),
+        ("QRS_SIMD", "avx9999", "avx9999"),
+        ("QRS_NUM_THREADS", "abc", "abc"),
+        ("QRS_NUM_THREADS", "0", "1 to 1024"),
+        ("QRS_BACKEND", "x", "one of: reference, rust, cupy"),
+        ("QRS_BACKEND", "cupy", "no CUDA kernels"),
+        ("QRS_BACKEND", "\x1b[31m", r"\x1b[31m"),
+    ],
+)
+def test_doctor_diagnoses_the_environment(
+    tmp_path: Path, variable: str, value: str, words: str
+) -> None:
+    env = {**clean_environment(), variable: value}
+    done = real("doctor", env=env)
+    assert (done.returncode, done.stderr) == (1, "")
+    problem, fix = done.stdout.splitlines()[-2:]
+    assert problem.startswith("problem: ") and words in problem
+    assert fix == f"  to fix it: unset {variable}"
+    document = json.loads(real("doctor", "--json", env=env).stdout)
+    assert [found["fix"] for found in document["problems"]] == [f"unset {variable}"]
+    # Other commands fail by it in one line, and it is no fault of their command line.
+    model = save_model(tmp_path / "m")
+    done = real("quantize", model, "--dry-run", env=env)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "--help" not in done.stderr
 
 
 def test_version_and_help() -> None:
@@ -250,6 +296,54 @@ def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+COMMANDS = [("--version",), ("--help",), ("doctor",), ("doctor", "--json"), ("inspect", "MODEL"),
+            ("quantize", "MODEL", "--dry-run")]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize(
+    ("redirection", "code", "stderr"),
+    [
+        (">/dev/full", 1, "error: standard output: No space left on device\n"),
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+        (">&- 2>&-", 0, ""),
+    ],
+)
+def test_streams_that_take_nothing(
+    tmp_path: Path, command: tuple[str, ...], redirection: str, code: int, stderr: str
+) -> None:
+    path = tmp_path / "m.safetensors"
+    qrs.save(path, {"w": normal((8, 8))})
+    words = [str(path) if word == "MODEL" else word for word in command]
+    shell = ["sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, "-m", "qrs", *words]
+    done = subprocess.run(shell, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, stderr)
+
+
+def test_errors_without_stderr_do_not_go_to_stdout(tmp_path: Path) -> None:
+    shell = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-m", "qrs", "inspect", tmp_path]
+    done = subprocess.run(shell, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+IMPORTING = """
+import sys
+class Impatient:
+    def find_spec(self, name, path=None, target=None):
+        if name == "typer":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Impatient())
+from qrs.cli import main
+main()
+"""
+
+
+def test_ctrl_c_while_the_command_is_imported() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTING], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 INTERRUPTED = """

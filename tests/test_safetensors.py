@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from qrs.errors import ArgTypeError, ArgValueError, FormatError, StorageError
-from qrs.formats.header import BITS, DTYPES, build_header, dtype_name, nbytes
+from qrs.formats.header import BITS, STORED_DTYPES, build_header, dtype_name, nbytes
 from qrs.formats.safetensors import SafetensorsFile
 from raw_safetensors import entry, raw_file, write, write_all
 
-NUMPY_DTYPES = {name: dtype for name, dtype in DTYPES.items() if dtype is not None}
+NUMPY_DTYPES = {name: dtype for name, dtype in STORED_DTYPES.items() if dtype is not None}
 QUICK = settings(
     deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
@@ -247,12 +247,12 @@ def test_rows_and_names_that_are_not_there(tmp_path: Path) -> None:
         assert file.read_rows("w", 1, 3).tolist() == [[3, 4, 5], [6, 7, 8]]
         assert file.read_rows("w", 4, 4).shape == (0, 3)
         for start, stop in [(-1, 2), (0, 5), (3, 2)]:
-            with pytest.raises(ArgValueError, match=r"expected within \[0, 4\)"):
+            with pytest.raises(ArgValueError, match="expected 0 <= start <= stop <= 4"):
                 file.read_rows("w", start, stop)
         with pytest.raises(ArgValueError, match="no rows"):
             file.read_rows("s", 0, 1)
         for read in (file.read, file.chunks):
-            with pytest.raises(ArgValueError, match="'nope' is not one of the 2 tensors"):
+            with pytest.raises(ArgValueError, match="got 'nope', expected a tensor of"):
                 list(read("nope"))  # type: ignore[call-overload]
     with pytest.raises(ArgValueError, match="closed"):
         file.read("w")

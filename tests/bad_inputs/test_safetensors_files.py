@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from qrs.errors import ArgTypeError, ArgValueError, FormatError
-from qrs.formats.header import DTYPES, METADATA_LIMIT
+from qrs.formats.header import METADATA_LIMIT, STORED_DTYPES
 from qrs.formats.qrs_file import load, save
 from qrs.formats.safetensors import SafetensorsFile, Writer
 from raw_safetensors import entry, raw_file, write
@@ -197,7 +197,7 @@ def test_S06_minus_zero_is_no_integer(tmp_path: Path) -> None:
 def test_S07_unknown_dtype(tmp_path: Path, dtype: Any) -> None:
     error = refused(write(tmp_path, {"a": entry(0, 4, [1], dtype)}, b"\0" * 4))
     assert (error.tensor, error.field) == ("a", "dtype")
-    assert all(name in str(error) for name in DTYPES)
+    assert all(name in str(error) for name in STORED_DTYPES)
     assert "\x1b" not in str(error)
 
 
@@ -344,7 +344,7 @@ def test_S12_save_over_the_file_being_read(tmp_path: Path) -> None:
     assert np.array_equal(back["b"], np.arange(7))
 
 
-NUMPY_DTYPES = {name: dtype for name, dtype in DTYPES.items() if dtype is not None}
+NUMPY_DTYPES = {name: dtype for name, dtype in STORED_DTYPES.items() if dtype is not None}
 
 
 def every_bit_pattern(dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:

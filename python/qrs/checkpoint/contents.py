@@ -86,6 +86,6 @@ def inspect_checkpoint(model: str | os.PathLike[str]) -> Contents:
                 tensors.append(Stored(name, info.dtype, info.shape, None, info.nbytes, file))
                 continue
             parts = [shard.tensors[leaf].nbytes for leaf, _, _ in entry.layout(name)]
-            shape = entry.source_shape or entry.shape
-            tensors.append(Stored(name, entry.dtype, shape, str(entry.scheme), sum(parts), file))
+            fields = (entry.dtype, entry.shape, str(entry.scheme), sum(parts))
+            tensors.append(Stored(name, *fields, file))
     return Contents(tuple(tensors), metadata)

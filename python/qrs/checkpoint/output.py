@@ -8,7 +8,7 @@ Both appear whole or not at all (`qrs.formats.atomic`). What `-o OUT` means:
 - A symbolic link is followed: what it points at is written or replaced, the link stays.
 - What exists is replaced only with `overwrite`, a folder only if it is a checkpoint (or empty).
 - A file may replace its own source, since the source stays readable until the rename. A folder
-  may not: it must neither be, hold, nor lie inside its source.
+  may not: it must neither be, hold, nor lie inside its source, nor hold the working directory.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from ..errors import ArgValueError, StorageError
+from ..errors import QrsError, StorageError, bad
 from ..formats.atomic import atomic_folder, atomic_write_bytes, storage_errors
 from ..formats.shards import INDEX, SINGLE
 from .source import Checkpoint, Shard
@@ -47,13 +47,14 @@ class Output:
     @property
     def companions(self) -> list[str]:
         """Files that are carried along, as paths within the folder."""
-        return [name for name, carried in self._companions() if carried]
+        return [name for name, carried in self._companions if carried]
 
     @property
     def skipped(self) -> list[str]:
         """Files of the source folder that stay behind."""
-        return [name for name, carried in self._companions() if not carried]
+        return [name for name, carried in self._companions if not carried]
 
+    @cached_property
     def _companions(self) -> list[tuple[str, bool]]:
         return [] if self.is_file else list(self.source.companions())
 
@@ -86,6 +87,8 @@ class Output:
         if not self.is_file and not target.is_dir():
             number = errno.ENOTDIR
             raise NotADirectoryError(number, f"{os.strerror(number)}, and no name in {SUFFIX}")
+        if not self.is_file and os.path.ismount(target):
+            raise OSError(errno.EBUSY, "A mount point, which cannot be replaced")
         if not self.is_file and not os.listdir(target):
             return
         if not self.overwrite:
@@ -100,6 +103,10 @@ class Output:
             if target in files and len(files) > 1:
                 raise self._overlap("is one of the shards that are read")
             return
+        # A shell in a folder that is replaced would go on in the old one, which is gone.
+        with suppress(FileNotFoundError):  # it can be gone already
+            if Path.cwd().is_relative_to(target):
+                raise self._overlap("is, or holds, the working directory")
         folder = self.source.folder
         places = files if folder is None else files | {Path(os.path.realpath(folder))}
         if any(place.is_relative_to(target) for place in places):
@@ -107,13 +114,8 @@ class Output:
         if folder is not None and target.is_relative_to(os.path.realpath(folder)):
             raise self._overlap("lies inside the checkpoint folder that is read")
 
-    def _overlap(self, problem: str) -> ArgValueError:
-        return ArgValueError(
-            f"output: {self.path} {problem}; expected another place",
-            arg="output",
-            value=str(self.path),
-            expected="a place apart from the source",
-        )
+    def _overlap(self, problem: str) -> QrsError:
+        return bad("output", f"{self.path} {problem}", str(self.path), "another place")
 
     @contextmanager
     def files(self) -> Iterator[list[Destination]]:
@@ -156,8 +158,10 @@ def named(temporary: Path, final: Path) -> Iterator[None]:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy the bytes of a file; its mode is that of a new file."""
+    """Copy the bytes of a file that fits into memory; its mode is that of a new file."""
+    with storage_errors(source):
+        data = source.read_bytes()
     with storage_errors(target):
         if not target.parent.is_dir():
             os.makedirs(target.parent)
-        shutil.copyfile(source, target)
+        target.write_bytes(data)

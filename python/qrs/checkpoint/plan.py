@@ -1,10 +1,10 @@
 """What a run will do with each tensor, from headers alone: no weight is read, nothing is computed.
 
-A scheme that needs groups does not fit every shape. `fit` finds the way to store a tensor, in this
-order: groups along the last axis, if `group_size` divides it; for more than two axes (convolutions)
-groups along the flattened trailing axes `(in, kh, kw)`, if `group_size` divides those; else the
-flattened axes with a shorter last group in each row (`ragged=True`). The plan lists every tensor
-that did not get the first. A flattened tensor is stored as a matrix; its own shape is in the file.
+A scheme that needs groups does not fit every shape. `fit` finds the one to use for a tensor, in
+this order: groups along the last axis, if `group_size` divides it; for more than two axes
+(convolutions) groups along the flattened trailing axes `(in, kh, kw)` (`flat=True`), if
+`group_size` divides those; else a shorter last group in each row (`ragged=True`). The plan lists
+every tensor that does not get the scheme that was asked for.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from .. import backends
 from ..errors import ArgValueError
 from ..formats.header import TensorInfo
 from ..formats.header import nbytes as file_nbytes
-from ..formats.qrs_file import Entry, Layout, check_names
+from ..formats.qrs_file import Entry, FileLayout, check_names
+from ..formats.strict_json import quote
 from ..granularity import PerAxis, PerGroup, PerTensor
-from ..schemes import Int, Scheme, as_scheme
+from ..schemes import Scheme, as_scheme, from_dict
 from .selection import EMBEDDING, KEEP, Selection, source_dtype
 
 MIB = 1 << 20
@@ -29,6 +31,10 @@ BLOCK_BYTES = 8 * MIB
 PROCESS_BYTES = 96 * MIB
 """What the interpreter, numpy and the pieces take beside the largest tensor, roughly."""
 
+REFERENCE_BYTES = 24
+"""What the reference backend holds per element that it quantizes at once: its float32 copies, then
+the bits of the codes, one in each byte."""
+
 Shape = tuple[int, ...]
 
 
@@ -36,10 +42,9 @@ Shape = tuple[int, ...]
 class TensorPlan:
     """What will happen to one tensor; `scheme` is None where it stays as it is.
 
-    `dtype` is the file's name of it ("BF16"), `nbytes` what it takes in the source, `stored_shape`
-    the shape of the QTensor (flattened to two axes where groups need it); `nbytes_after` counts
-    every part, `reason` says why in words, `fallback` why the scheme asked for does not fit as it
-    is (or an empty string).
+    `dtype` is the file's name of it ("BF16"), `nbytes` what it takes in the source; `nbytes_after`
+    counts every part, `reason` says why in words, `fallback` why the scheme asked for does not fit
+    as it is (or an empty string).
     """
 
     name: str
@@ -47,7 +52,6 @@ class TensorPlan:
     shape: Shape
     nbytes: int
     scheme: Scheme | None
-    stored_shape: Shape
     nbytes_after: int
     reason: str
     fallback: str = ""
@@ -59,21 +63,25 @@ class TensorPlan:
 
     @property
     def is_rowwise(self) -> bool:
-        """Whether rows of the stored matrix have scales of their own: blocks give the same bits."""
-        granularity = getattr(self.scheme, "granularity", None)
+        """Whether rows of the leading axis have scales of their own: blocks give the same bits."""
+        granularity = None if self.scheme is None else self.scheme.granularity
         if isinstance(granularity, PerAxis):
-            return granularity.axis % len(self.stored_shape) == 0
+            return granularity.axis % len(self.shape) == 0
         return isinstance(granularity, PerGroup)
 
-    @property
-    def working_bytes(self) -> int:
+    def working_bytes(self, backend: str) -> int:
         """What is held at once while this tensor is quantized, beside blocks of some MiB."""
         if self.scheme is None:
             return 0
+        rows = self.shape[0]
+        at_once = min(8, rows) if self.is_rowwise else rows
+        if backend == "reference":
+            of_all = 2 * self.nbytes + REFERENCE_BYTES * self.size
+            return self.nbytes_after + at_once * of_all // rows
         if self.is_rowwise:
-            return self.nbytes_after + min(8, self.shape[0]) * 2 * self.nbytes // self.shape[0]
+            return self.nbytes_after + at_once * 2 * self.nbytes // rows
         # Columns are brought together first: a copy of the tensor, and one of the codes.
-        copies = 1 + isinstance(getattr(self.scheme, "granularity", None), PerAxis)
+        copies = 1 + isinstance(self.scheme.granularity, PerAxis)
         as_float32 = self.size * 4 if self.dtype == "F64" else 0
         return copies * (self.nbytes + self.nbytes_after) + as_float32
 
@@ -82,11 +90,10 @@ class TensorPlan:
         """What the file will say of it, None where it stays as it is."""
         if self.scheme is None:
             return None
-        source_shape = None if self.stored_shape == self.shape else self.shape
-        return Entry(self.scheme, self.stored_shape, source_dtype(self.dtype), source_shape)
+        return Entry(self.scheme, self.shape, source_dtype(self.dtype))
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> FileLayout:
         """What will be written: (name, dtype in the file, shape) of each part."""
         return self.entry.layout(self.name) if self.entry else [(self.name, self.dtype, self.shape)]
 
@@ -98,9 +105,13 @@ class TensorPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a run: one `TensorPlan` for each tensor, in the order of the source."""
+    """The plan of a run: one `TensorPlan` for each tensor, in the order of the source.
+
+    `backend` is the name of the one that will compute.
+    """
 
     tensors: tuple[TensorPlan, ...]
+    backend: str = "rust"
 
     @property
     def quantized(self) -> tuple[TensorPlan, ...]:
@@ -136,17 +147,27 @@ class Plan:
 
     @property
     def memory_bound(self) -> int:
-        """Bytes that the run never exceeds: three times the largest tensor + 256 MiB.
+        """Bytes that the run never exceeds: `streaming_bound`, but for the reference backend.
 
-        A tensor counts with what it takes before or after, whichever is more.
+        That one takes more where a scale spans rows: it makes several copies of a whole tensor.
         """
+        held = self._held if self.backend == "reference" else 0
+        return max(self.streaming_bound, held + 256 * MIB)
+
+    @property
+    def streaming_bound(self) -> int:
+        """Three times the largest tensor, before or after, whichever is more, + 256 MiB."""
         largest = max((max(t.nbytes, t.nbytes_after) for t in self.tensors), default=0)
         return 3 * largest + 256 * MIB
 
     @property
     def memory_estimate(self) -> int:
         """Bytes that the run is expected to hold at its peak."""
-        return max((t.working_bytes for t in self.tensors), default=0) + PROCESS_BYTES
+        return self._held + PROCESS_BYTES
+
+    @property
+    def _held(self) -> int:
+        return max((t.working_bytes(self.backend) for t in self.tensors), default=0)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values."""
@@ -155,7 +176,8 @@ class Plan:
             "nbytes": self.nbytes,
             "nbytes_after": self.nbytes_after,
             "kept_share": self.kept_share,
-            "bits_per_weight": self.bits_per_weight,
+            "bits_per_weight": finite(self.bits_per_weight),
+            "backend": self.backend,
             "memory_bound": self.memory_bound,
             "memory_estimate": self.memory_estimate,
         }
@@ -168,6 +190,7 @@ def make_plan(
     embeddings: Scheme | str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    backend: str | None = None,
 ) -> Plan:
     """Decide for each tensor.
 
@@ -178,78 +201,89 @@ def make_plan(
     embeddings : a scheme for the embeddings, which stay as they are without it. "int8" and its
         kin, which would be one scale for the whole table, mean one scale per row here.
     include, exclude : name patterns, see `qrs.checkpoint.selection`.
+    backend : who will compute, as in `qrs.quantize`; only the memory depends on it.
 
     Raises `ArgValueError` for a pattern that matches nothing, for a scheme that does not fit a
-    tensor, and for stored names that would collide.
+    tensor, and for stored names that would collide; `DeviceError` for a backend that is missing.
     """
     tensors = list(tensors)
     rule = Selection(tuple(include), tuple(exclude))
     rule.check((t.name, t.dtype, t.shape) for t in tensors)
+    computing = backends.resolve(backend).name
     weights = as_scheme(scheme)
-    for_embeddings = None if embeddings is None else per_row(as_scheme(embeddings))
+    asked = None if embeddings is None else as_scheme(embeddings)
+    for_embeddings = None if asked is None else per_row(asked)
+    each_row = "" if for_embeddings == asked else f": {asked} is one scale per row here"
     if rule.include and for_embeddings is None:
         for_embeddings = weights  # asked for by name
     plans = []
     for t in tensors:
         kind, reason = rule.choose(t.name, t.dtype, t.shape)
         chosen = {KEEP: None, EMBEDDING: for_embeddings}.get(kind, weights)
+        reason += each_row if kind == EMBEDDING else ""
         plans.append(plan_tensor(t, chosen, reason))
     check_names((t.name for t in tensors), [t.name for t in plans if t.scheme])
-    return Plan(tuple(plans))
+    return Plan(tuple(plans), computing)
 
 
 def plan_tensor(t: TensorInfo, scheme: Scheme | None, reason: str) -> TensorPlan:
     """The plan of one tensor with this scheme, or without one."""
     shape = tuple(t.shape)
     if scheme is None:
-        return TensorPlan(t.name, t.dtype, shape, t.nbytes, None, shape, t.nbytes, reason)
+        return TensorPlan(t.name, t.dtype, shape, t.nbytes, None, t.nbytes, reason)
     try:
-        scheme, stored, fallback = fit(scheme, shape)
-        nbytes_after = sum(
-            file_nbytes(dtype, part)
-            for _, dtype, part in Entry(scheme, stored, source_dtype(t.dtype)).layout(t.name)
-        )
+        scheme, fallback = fit(scheme, shape)
+        parts = Entry(scheme, shape, source_dtype(t.dtype)).layout(t.name)
     except ArgValueError as error:
-        message = f"tensor {t.name!r}: {error}"
+        message = f"tensor {quote(t.name)}: {error}"
         raise ArgValueError(
             message, arg=error.arg, value=error.value, expected=error.expected
         ) from None
-    return TensorPlan(
-        t.name, t.dtype, shape, t.nbytes, scheme, stored, nbytes_after, reason, fallback
-    )
+    nbytes_after = sum(file_nbytes(dtype, part) for _, dtype, part in parts)
+    return TensorPlan(t.name, t.dtype, shape, t.nbytes, scheme, nbytes_after, reason, fallback)
 
 
-def fit(scheme: Scheme, shape: Shape) -> tuple[Scheme, Shape, str]:
-    """The scheme and the shape that a tensor is stored with, and why if not as asked.
+def fit(scheme: Scheme, shape: Shape) -> tuple[Scheme, str]:
+    """The scheme that a tensor is stored with, and why if not as asked.
 
-    >>> g32 = Int(4, group_size=32)
-    >>> fit(g32, (64, 128)) == (g32, (64, 128), "")
+    >>> g32 = as_scheme("int4-g32")
+    >>> fit(g32, (64, 128)) == (g32, "")
     True
-    >>> fit(g32, (64, 32, 3, 3))[1:]
-    ((64, 288), 'group_size=32 does not divide 3: groups run along the flattened (32, 3, 3)')
-    >>> scheme, stored, why = fit(g32, (64, 100))
-    >>> str(scheme), stored
-    ('int4-g32-ragged', (64, 100))
-    >>> why
-    'group_size=32 does not divide 100: the last group of a row has 4'
+    >>> scheme, why = fit(g32, (64, 32, 3, 3))
+    >>> str(scheme), why
+    ('int4-g32-flat', 'group_size=32 does not divide 3: groups run along the flattened (32, 3, 3)')
+    >>> scheme, why = fit(g32, (64, 100))
+    >>> str(scheme), why
+    ('int4-g32-ragged', 'group_size=32 does not divide 100: the last group of a row has 4')
     """
-    granularity = getattr(scheme, "granularity", None)
+    granularity = scheme.granularity
     if not isinstance(granularity, PerGroup) or shape[-1] % granularity.group_size == 0:
-        return scheme, shape, ""
-    size, last = granularity.group_size, shape[-1]
-    flat = (shape[0], math.prod(shape[1:]))
-    why = f"group_size={size} does not divide {last}: "
-    if len(shape) > 2:
-        why += f"groups run along the flattened {shape[1:]}"
-    if flat[1] % size == 0:
-        return scheme, flat, why
-    why += ", and " * (len(shape) > 2) + f"the last group of a row has {flat[1] % size}"
-    assert isinstance(scheme, Int)
-    return replace(scheme, granularity=PerGroup(size, ragged=True)), flat, why
+        return scheme, ""
+    size, changes, why = granularity.group_size, {}, []
+    if len(shape) > 2 and not granularity.flat:
+        changes["flat"] = True
+        why.append(f"groups run along the flattened {shape[1:]}")
+    rest = math.prod(shape[1:]) % size
+    if rest and not granularity.ragged:
+        changes["ragged"] = True
+        why.append(f"the last group of a row has {rest}")
+    if not changes:
+        return scheme, ""
+    last = math.prod(shape[1:]) if granularity.flat else shape[-1]
+    reason = f"group_size={size} does not divide {last}: {', and '.join(why)}"
+    return from_dict({**scheme.to_dict(), **changes}), reason
 
 
 def per_row(scheme: Scheme) -> Scheme:
-    """One scale per row where the scheme would have one for the whole tensor."""
-    if isinstance(scheme, Int) and isinstance(scheme.granularity, PerTensor):
-        return replace(scheme, granularity=PerAxis(0))
-    return scheme
+    """One scale per row where the scheme would have one for the whole tensor.
+
+    >>> str(per_row(as_scheme("int8"))), str(per_row(as_scheme("int4-g32")))
+    ('int8-axis0', 'int4-g32')
+    """
+    whole = isinstance(scheme.granularity, PerTensor)
+    return from_dict({**scheme.to_dict(), "axis": 0}) if whole else scheme
+
+
+def finite(value: float) -> float | None:
+    """The value, or None where JSON has no number for it."""
+    return value if math.isfinite(value) else None

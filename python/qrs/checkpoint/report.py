@@ -6,15 +6,16 @@ ever made.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..constants import DTYPES
 from ..metrics import ratio_db
-from .plan import Plan, TensorPlan
+from .plan import Plan, TensorPlan, finite
+from .selection import source_dtype
 
 PIECE = 1 << 18
 """Elements that are compared at once: their float64 copies stay in the cache."""
@@ -33,23 +34,28 @@ class ErrorSums:
     signal: float = 0.0
     noise: float = 0.0
     max_abs_error: float = 0.0
+    peak: float = 0.0
+    """The largest magnitude that is read back."""
 
     def add(self, x: NDArray[Any], x_hat: NDArray[Any]) -> None:
         """Count in a block: the source `x` and what is read back, of the same size."""
         exact, decoded = x.reshape(-1), x_hat.reshape(-1)
         for start in range(0, exact.size, PIECE):  # a block can be one endless row
             piece = exact[start : start + PIECE].astype(np.float64)
-            error = piece - decoded[start : start + PIECE].astype(np.float64)
+            read_back = decoded[start : start + PIECE].astype(np.float64)
+            error = piece - read_back
             # einsum rather than dot: BLAS would wake its threads for each of these small sums.
             self.signal += float(np.einsum("i,i->", piece, piece))
             self.noise += float(np.einsum("i,i->", error, error))
             self.max_abs_error = max(self.max_abs_error, float(np.abs(error, out=error).max()))
+            self.peak = max(self.peak, float(np.abs(read_back, out=read_back).max()))
 
     def __add__(self, other: ErrorSums) -> ErrorSums:
         return ErrorSums(
             self.signal + other.signal,
             self.noise + other.noise,
             max(self.max_abs_error, other.max_abs_error),
+            max(self.peak, other.peak),
         )
 
     @property
@@ -71,6 +77,13 @@ class TensorReport:
         """Bits stored per element, scales and zero points counted."""
         return 8 * self.plan.nbytes_after / self.plan.size
 
+    @property
+    def overflows(self) -> bool:
+        """Whether a value that is read back is infinite in the dtype that the tensor had."""
+        with np.errstate(over="ignore"):
+            peak = np.float32(self.errors.peak).astype(DTYPES[source_dtype(self.plan.dtype)])
+        return bool(np.isinf(peak))
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values."""
         return {
@@ -81,6 +94,7 @@ class TensorReport:
             "sqnr_db": finite(self.errors.sqnr_db),
             "max_abs_error": self.errors.max_abs_error,
             "bits_per_weight": self.bits_per_weight,
+            "overflows": self.overflows,
             "seconds": self.seconds,
         }
 
@@ -121,8 +135,3 @@ class Report:
                 "seconds": self.seconds,
             },
         }
-
-
-def finite(value: float) -> float | None:
-    """The value, or None where JSON has no number for it."""
-    return value if math.isfinite(value) else None

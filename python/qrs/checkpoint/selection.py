@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ..constants import DTYPES
-from ..errors import ArgValueError
+from ..errors import bad
 from ..formats.header import dtype_name
 
-EMBEDDINGS = ("*embed*", "*wte.*", "*wpe.*")
-"""Names of embeddings, in lower case: BERT, Llama and their kin say `embed`, GPT-2 `wte`, `wpe`."""
+EMBEDDINGS = ("*embed*", "*wte.*", "*wpe.*", "shared.weight", "*.shared.weight",
+              "emb.weight", "*[._]emb.weight")  # fmt: skip
+"""Names of embeddings, in lower case: BERT, Llama and their kin say `embed`, GPT-2 `wte` and `wpe`,
+T5 and BART `shared`, RWKV `emb`, others `tok_emb`."""
 
 BIASES_AND_NORMS = ("*bias*", "*norm.weight", "*norm?.weight", "*.ln_?.weight")
 """Names of biases and norms, in lower case, where layers or heads are stacked into one matrix."""
@@ -87,12 +89,8 @@ class Selection:
         ):
             for pattern in patterns:
                 if not any(fnmatchcase(name, pattern) for name in among):
-                    raise ArgValueError(
-                        f"{arg}: pattern {pattern!r} matches no {what}",
-                        arg=arg,
-                        value=pattern,
-                        expected="a pattern that matches a tensor name",
-                    )
+                    found = f"pattern {pattern!r} matches no {what}"
+                    raise bad(arg, found, pattern, "one that does")
 
 
 def refusal(dtype: str, shape: Sequence[int]) -> str:

@@ -12,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArgValueError, FormatError
+from ..errors import FormatError, bad
 from ..formats import strict_json
-from ..formats.atomic import storage_errors
+from ..formats.atomic import as_path, storage_errors
 from ..formats.header import TensorInfo
 from ..formats.qrs_file import METADATA_KEY, Entry, QrsFile
 from ..formats.shards import INDEX, SINGLE, shards
@@ -125,15 +125,11 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
     Raises FormatError for what is none, StorageError for what cannot be read.
     """
-    place = Path(path)
+    place = as_path(path, "model")
     if place.name == INDEX:
         if os.path.exists(place.parent / SINGLE):
-            raise ArgValueError(
-                f"model: {place.parent} has {SINGLE} as well as {INDEX}, and the single file "
-                "counts; pass the folder, or remove one of them",
-                arg="model",
-                value=str(place),
-            )
+            found = f"{place.parent} has {SINGLE} as well as {INDEX}, and the single file counts"
+            raise bad("model", found, str(place), "the folder, or only one of the two in it")
         place = place.parent
     folder = place if os.path.isdir(place) else None
     return Checkpoint(place, folder, tuple(Shard.read(file) for file in shards(place)))

@@ -3,8 +3,8 @@
 Where rows have scales of their own, a tensor is read and quantized a block of rows at a time, and
 only its parts are held; where a scale spans rows (one per tensor, or per column), it is read whole.
 Kept tensors are copied in pieces, decoding works in blocks. So the peak stays below three times the
-largest tensor + 256 MiB (with the reference backend only where rows have their own scales: a whole
-tensor at once costs it several float32 copies).
+largest tensor + 256 MiB, but for the reference backend where a scale spans rows: it makes copies of
+a whole tensor, and the plan counts them (`Plan.memory_bound`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from .. import api, backends
 from ..arrays import float_dtype_name
 from ..constants import DTYPES
-from ..errors import ArgValueError, QrsError
+from ..errors import ArgTypeError, ArgValueError, QrsError, QrsMemoryError, bad
+from ..formats.atomic import as_path
 from ..formats.header import dtype_name
 from ..formats.header import nbytes as file_nbytes
-from ..formats.qrs_file import Entry, Layout, QrsFile, qrs_metadata
+from ..formats.qrs_file import Entry, FileLayout, QrsFile, qrs_metadata
 from ..formats.safetensors import Writer
 from ..formats.strict_json import quote
 from ..qtensor import QTensor
@@ -38,8 +39,11 @@ from .source import Checkpoint, Shard, open_checkpoint
 Array = NDArray[Any]
 PathLike = str | os.PathLike[str]
 Progress = Callable[[str, int], None]
-"""Called as `progress(tensor name, bytes of the source that are done since the last call)`."""
-Content = tuple[Layout, dict[str, Entry]]
+"""Called as `progress(tensor name, bytes)` with the bytes of the file that is read which were done
+since the last call: after each block of rows that is quantized, each piece that is copied, and each
+tensor that is decoded (with the bytes of all its parts). They add up to the bytes of all tensors of
+the source."""
+Content = tuple[FileLayout, dict[str, Entry]]
 """What comes of a shard: every stored tensor, and the entries of the quantized ones."""
 
 
@@ -50,27 +54,23 @@ def plan_checkpoint(
     embeddings: Scheme | str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    backend: str | None = None,
 ) -> Plan:
     """What `quantize_checkpoint` would do, from headers alone; see `qrs.checkpoint.make_plan`.
 
-    `model` is a folder, a .safetensors file, or an index. Raises FormatError, StorageError, and
-    ArgValueError for options that do not fit the model.
+    `model` is a folder, a .safetensors file, or an index. Raises FormatError, StorageError,
+    DeviceError, and ArgValueError for options that do not fit the model.
     """
-    return plan_of(
-        open_checkpoint(model), scheme, embeddings=embeddings, include=include, exclude=exclude
-    )
+    options = {"include": include, "exclude": exclude, "backend": backend}
+    return plan_of(open_checkpoint(model), scheme, embeddings=embeddings, **options)
 
 
 def plan_of(source: Checkpoint, scheme: Scheme | str, **options: Any) -> Plan:
     """`plan_checkpoint` of a checkpoint that is open."""
     if source.is_quantized:
         count = sum(len(shard.quantized) for shard in source.shards)
-        raise ArgValueError(
-            f"model: {source.path} holds {count} quantized tensors already; dequantize it first",
-            arg="model",
-            value=str(source.path),
-            expected="a checkpoint that is not quantized",
-        )
+        found = f"{source.path} holds {count} quantized tensors already"
+        raise bad("model", found, str(source.path), "one without (dequantize it first)")
     return make_plan(source.tensors, scheme, **options)
 
 
@@ -96,24 +96,24 @@ def quantize_checkpoint(
         `qrs.checkpoint.make_plan`.
     overwrite : replace what is at `output`.
     backend : as in `qrs.quantize`; the files written are the same bytes with each.
-    progress : called after every tensor, and for large kept ones in between.
+    progress : see `Progress`.
 
     Returns a Report. Raises ArgValueError for NaN and infinities, naming tensor and index;
     FormatError, StorageError, QrsMemoryError. After an error `output` is what it was.
     """
     source = open_checkpoint(model)
-    plan = plan_of(source, scheme, embeddings=embeddings, include=include, exclude=exclude)
-    return run_plan(source, plan, Output(source, Path(output), overwrite), backend, progress)
+    options = {"include": include, "exclude": exclude, "backend": backend}
+    plan = plan_of(source, scheme, embeddings=embeddings, **options)
+    return run_plan(source, plan, Output(source, as_path(output, "output"), overwrite), progress)
 
 
 def run_plan(
     source: Checkpoint,
     plan: Plan,
     output: Output,
-    backend: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Do what a plan of this source says."""
+    """Do what a plan of this source says, with its backend."""
     started = time.perf_counter()
     report = Report(plan, str(output.path), skipped=output.skipped)
     by_name = {t.name: t for t in plan.tensors}
@@ -123,21 +123,20 @@ def run_plan(
         if t.scheme is None:
             copy_tensor(file, name, writer, progress)
             return
-        report.tensors.append(quantize_tensor(file, t, writer, backend, progress))
+        report.tensors.append(quantize_tensor(file, t, writer, plan.backend, progress))
 
     def layout(shard: Shard) -> Content:
         plans = [by_name[name] for name in shard.names]
         entries = {t.name: t.entry for t in plans if t.entry is not None}
         return [part for t in plans for part in t.layout], entries
 
-    backends.resolve(backend)  # a missing one is known before any work
     write_checkpoint(source, output, layout, write)
     report.seconds = time.perf_counter() - started
     return report
 
 
 def quantize_tensor(
-    file: QrsFile, t: TensorPlan, writer: Writer, backend: str | None, progress: Progress | None
+    file: QrsFile, t: TensorPlan, writer: Writer, backend: str, progress: Progress | None
 ) -> TensorReport:
     """Quantize one tensor of `file` and write its parts."""
     started = time.perf_counter()
@@ -146,8 +145,8 @@ def quantize_tensor(
     # Each part as the pieces that the blocks give. Blocks start at multiples of 8 rows, so that
     # zero points packed along the rows (a scale per row) meet on a byte.
     pieces: dict[str, list[Array]] = {}
-    for rows in row_blocks(t.stored_shape, 8) if t.is_rowwise else [slice(0, t.shape[0])]:
-        x = file.read_rows(t.name, rows.start, rows.stop).reshape(-1, *t.stored_shape[1:])
+    for rows in row_blocks(t.shape, 8) if t.is_rowwise else [slice(0, t.shape[0])]:
+        x = file.read_rows(t.name, rows.start, rows.stop)
         try:
             qt = api.quantize(x, t.scheme, backend=backend)
         except ArgValueError as error:
@@ -163,15 +162,14 @@ def quantize_tensor(
     return TensorReport(t, errors, time.perf_counter() - started)
 
 
-def explain(file: QrsFile, t: TensorPlan, error: QrsError, backend: str | None) -> QrsError:
+def explain(file: QrsFile, t: TensorPlan, error: QrsError, backend: str) -> QrsError:
     """The error of the whole tensor: one of a block of rows has neither its indices nor counts."""
     assert t.scheme is not None
     try:
-        api.quantize(file.read(t.name).reshape(t.stored_shape), t.scheme, backend=backend)
+        api.quantize(file.read(t.name), t.scheme, backend=backend)
     except QrsError as whole:
         error = whole
-    as_stored = "" if t.stored_shape == t.shape else f" as {t.stored_shape}"
-    return _of_tensor(error, f"{quote(t.name)}{as_stored}")
+    return _of_tensor(error, t.name)
 
 
 def dequantize_checkpoint(
@@ -191,38 +189,60 @@ def dequantize_checkpoint(
     """
     source = open_checkpoint(model)
     if not source.is_quantized:
-        raise ArgValueError(
-            f"model: {source.path} holds no quantized tensors", arg="model", value=str(model)
-        )
+        found = f"{source.path} holds no quantized tensors"
+        raise bad("model", found, str(source.path), "a checkpoint that qrs quantized")
+    backends.resolve(backend)  # a missing one is known before any work
     wanted = None if dtype is None else float_dtype_name(dtype)
-    decoded: dict[str, str] = {}
-
-    def layout(shard: Shard) -> Content:
-        parts: Layout = []
-        for name in shard.names:
-            entry = shard.quantized.get(name)
-            if entry is None:
-                info = shard.tensors[name]
-                parts.append((name, info.dtype, info.shape))
-                continue
-            decoded[name] = wanted or entry.dtype
-            stored = dtype_name(DTYPES[decoded[name]])
-            parts.append((name, stored, entry.source_shape or entry.shape))
-        return parts, {}
+    entries = {name: entry for shard in source.shards for name, entry in shard.quantized.items()}
+    decoded = {name: wanted or entry.dtype for name, entry in entries.items()}
 
     def write(file: QrsFile, name: str, writer: Writer) -> None:
-        if name not in file.quantized:
+        if name in decoded:
+            decode_tensor(file, name, writer, decoded[name], backend, progress)
+        else:
             copy_tensor(file, name, writer, progress)
-            return
-        qt = file.load(name)
-        assert isinstance(qt, QTensor)
-        writer.write_chunks(name, _decoded(name, qt, decoded[name], backend))
-        if progress is not None:
-            progress(name, qt.nbytes)
 
-    backends.resolve(backend)
-    write_checkpoint(source, Output(source, Path(output), overwrite), layout, write)
+    write_checkpoint(
+        source,
+        Output(source, as_path(output, "output"), overwrite),
+        lambda shard: (decoded_layout(shard, decoded), {}),
+        write,
+    )
     return decoded
+
+
+def decoded_layout(shard: Shard, dtypes: Mapping[str, str]) -> FileLayout:
+    """Every tensor of a shard once the quantized ones are arrays of these dtypes."""
+    layout: FileLayout = []
+    for name in shard.names:
+        if name in shard.quantized:
+            stored = dtype_name(DTYPES[dtypes[name]])
+            layout.append((name, stored, shard.quantized[name].shape))
+        else:
+            info = shard.tensors[name]
+            layout.append((name, info.dtype, info.shape))
+    return layout
+
+
+def decode_tensor(
+    file: QrsFile,
+    name: str,
+    writer: Writer,
+    dtype: str,
+    backend: str | None,
+    progress: Progress | None,
+) -> None:
+    """Write a quantized tensor of `file` as an array of `dtype`."""
+    qt = file.load(name)
+    assert isinstance(qt, QTensor)
+    parts = [qt] if qt.ndim == 1 else (qt[rows] for rows in row_blocks(qt.shape))
+    try:
+        blocks = (as_bytes(part.dequantize(dtype, backend=backend)) for part in parts)
+        writer.write_chunks(name, blocks)
+    except (ArgTypeError, ArgValueError, QrsMemoryError) as error:
+        raise _of_tensor(error, name) from error
+    if progress is not None:
+        progress(name, qt.nbytes)
 
 
 def write_checkpoint(
@@ -274,13 +294,15 @@ def copy_tensor(file: QrsFile, name: str, writer: Writer, progress: Progress | N
 def row_blocks(shape: Sequence[int], least: int = 1) -> Iterator[slice]:
     """Slices of the leading axis that cut an array of `shape` into blocks of some MiB.
 
-    Each starts at a multiple of `least` rows.
+    Each starts at a multiple of `least` rows. There is none where there are no elements.
 
     >>> list(row_blocks((20, 100_000), least=8))
     [slice(0, 16, None), slice(16, 20, None)]
     """
     row_bytes = 4 * math.prod(shape[1:])
-    step = max(1, BLOCK_BYTES // max(1, row_bytes) // least) * least
+    if not row_bytes:
+        return
+    step = max(1, BLOCK_BYTES // row_bytes // least) * least
     for start in range(0, shape[0], step):
         yield slice(start, min(start + step, shape[0]))
 
@@ -290,17 +312,8 @@ def as_bytes(array: Array) -> Array:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def _decoded(name: str, qt: QTensor, dtype: str, backend: str | None) -> Iterator[Array]:
-    for rows in row_blocks(qt.shape):
-        try:
-            block = qt[rows].dequantize(dtype, backend=backend)
-        except QrsError as error:
-            raise _of_tensor(error, quote(name)) from error
-        yield as_bytes(block)
-
-
-def _of_tensor(error: QrsError, tensor: str) -> QrsError:
+def _of_tensor(error: QrsError, name: str) -> QrsError:
     """The same error with the tensor in front: "x" means nothing to who quantizes a file."""
-    message = f"tensor {tensor}: {str(error).removeprefix('x: ')}"
+    message = f"tensor {quote(name)}: {str(error).removeprefix('x: ')}"
     where: dict[str, Any] = {"arg": error.arg, "value": error.value, "expected": error.expected}
     return type(error)(message, **where)

@@ -3,11 +3,16 @@
 Only this package imports typer and rich. How errors become exit codes: `qrs.cli.app`.
 """
 
-from .commands import app
+import sys
 
-__all__ = ["app", "main"]
+__all__ = ["main"]
 
 
 def main() -> None:
     """The entry point of the `qrs` command."""
-    app(prog_name="qrs")
+    try:
+        from .commands import app  # takes a moment, in which Ctrl-C may come as well
+
+        app(prog_name="qrs")
+    except KeyboardInterrupt:
+        sys.exit(130)

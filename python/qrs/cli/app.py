@@ -2,7 +2,8 @@
 
 Exit codes: 0 done; 1 an error of qrs or of the system, as one line `error: ...` on stderr; 2 a
 wrong command line, also one line, and nothing is written; 130 Ctrl-C; 141 nobody reads on. Standard
-output holds results only, and with `--json` nothing but one JSON document.
+output holds results only, and with `--json` nothing but one JSON document. A stream that is closed
+from the start (`>&-`) counts as /dev/null.
 """
 
 from __future__ import annotations
@@ -26,11 +27,18 @@ UsageError: Any = typer.BadParameter.__base__
 
 @contextmanager
 def usage() -> Iterator[None]:
-    """Turn a bad value into a usage error, while nothing but the command line can be at fault."""
+    """Turn a bad value into a usage error, where the command line or the environment has it."""
     try:
         yield
     except (ArgValueError, ArgTypeError) as error:
+        if is_of_environment(error):
+            raise
         raise UsageError(str(error)) from error
+
+
+def is_of_environment(error: QrsError) -> bool:
+    """Whether a variable such as QRS_SIMD is at fault."""
+    return (error.arg or "").startswith("QRS_")
 
 
 class Command(TyperCommand):
@@ -53,33 +61,54 @@ class Group(TyperGroup):
         self, args: Any = None, *, standalone_mode: bool = True, **kwargs: Any
     ) -> Any:
         """Run, print errors as one line, and exit with the code that the module names."""
-        for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="backslashreplace")
+        open_streams()
         try:
             code = super().main(args, standalone_mode=False, **kwargs)
+            sys.stdout.flush()
         except UsageError as error:
             complain(error.format_message(), error.ctx)
             code = 2
         except (QrsError, MemoryError) as error:
             complain(str(error) or "out of memory")
             code = 1
+        except (KeyboardInterrupt, typer.Abort):
+            code = 130
+        except OSError as error:  # those of files are QrsErrors: this one is of a stream
+            code = broken(error)
         if not standalone_mode:
             return code
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; an interrupted one leaves quietly."""
+        """Run the command, and see to what click would answer in its own way."""
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
-        except BrokenPipeError:
-            # Nobody reads on: what is still buffered must not raise again when Python exits.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(141) from None
+        except BrokenPipeError as error:
+            raise typer.Exit(broken(error)) from None
         return result
+
+
+def open_streams() -> None:
+    """Let both streams take any text; one that is closed takes it and drops it."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        stream = getattr(sys, name)
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def broken(error: OSError) -> int:
+    """The exit code where standard output cannot be written."""
+    # What is still buffered must not raise again when Python exits.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return 141
+    complain(f"standard output: {error.strerror or error}")
+    return 1
 
 
 def complain(message: str, ctx: Any = None) -> None:

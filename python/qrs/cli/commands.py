@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import platform
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,12 +12,12 @@ import typer
 
 from .. import __version__, backends, checkpoint
 from ..arrays import float_dtype_name
-from ..errors import DeviceError
+from ..errors import QrsError
 from ..schemes import GRAMMAR, as_scheme
-from .app import Command, Group, UsageError, usage
+from .app import Command, Group, UsageError, is_of_environment, usage
 from .escape import escaped
 from .progress import progress
-from .show import show_contents, show_fallbacks, show_json, show_plan, show_report
+from .show import show_contents, show_facts, show_fallbacks, show_json, show_plan, show_report
 
 app = typer.Typer(
     name="qrs",
@@ -121,9 +121,8 @@ def quantize(
     check_values(backend, scheme, embeddings)
     source = checkpoint.open_checkpoint(model)
     with usage():
-        plan = checkpoint.plan_of(
-            source, scheme, embeddings=embeddings, include=include, exclude=exclude
-        )
+        options = {"include": include, "exclude": exclude, "backend": backend}
+        plan = checkpoint.plan_of(source, scheme, embeddings=embeddings, **options)
     destination = None if output is None else checkpoint.Output(source, output, overwrite)
     if destination is not None:
         with usage():
@@ -134,7 +133,7 @@ def quantize(
     if not json:
         show_fallbacks(plan, sys.stderr)
     with progress("quantizing", plan.nbytes, quiet=json) as step:
-        report = checkpoint.run_plan(source, plan, destination, backend, step)
+        report = checkpoint.run_plan(source, plan, destination, step)
     show_json(report.to_dict()) if json else show_report(report)
 
 
@@ -177,22 +176,14 @@ def inspect(model: Model, json: Json = False) -> None:
 
 @app.command(cls=Command)
 def doctor(json: Json = False) -> None:
-    """Say what works on this machine, what does not, why, and what would fix it."""
+    """Say what works on this machine, what does not, why, and what would fix it.
+
+    Exit code 1 if commands would fail: a broken installation, or variables that ask for too much.
+    """
     facts = diagnose()
-    if json:
-        show_json(facts)
-        return
-    print(f"qrs {facts['version']}, Python {facts['python']}, {facts['machine']}")
-    if facts["simd_level"] is not None:
-        print(f"SIMD level: {facts['simd_level']}, available: {', '.join(facts['simd_levels'])}")
-        print(f"threads: {facts['threads']}")
-    for backend in facts["backends"]:
-        if backend["available"]:
-            print(f"backend {backend['name']}: available")
-            print(f"  operations: {', '.join(backend['operations'])}")
-        else:
-            print(f"backend {backend['name']}: missing: {backend['reason']}")
-            print(f"  to fix it: {backend['fix']}")
+    show_json(facts) if json else show_facts(facts)
+    if facts["problems"]:
+        raise typer.Exit(1)
 
 
 def diagnose() -> dict[str, Any]:
@@ -205,18 +196,35 @@ def diagnose() -> dict[str, Any]:
         "simd_levels": [],
         "threads": None,
         "backends": backends.describe(),
+        "problems": problems(),
     }
-    try:
+    with suppress(QrsError):  # then it is one of the problems
         facts["simd_level"] = backends.simd_level()
-        facts["simd_levels"] = importlib.import_module("qrs._qrs").simd_levels()
+        facts["simd_levels"] = backends.simd_levels()
         facts["threads"] = backends.num_threads()
-    except DeviceError:
-        pass  # the entry of the rust backend says why
     return facts
 
 
+def problems() -> list[dict[str, str]]:
+    """What keeps commands from running as they are: each with what would fix it."""
+    # The backend for numpy arrays, and the one that QRS_BACKEND asks for instead.
+    found = {**problem_of(None, "QRS_BACKEND"), **problem_of("rust", None)}
+    return [{"problem": problem, "fix": fix} for problem, fix in found.items()]
+
+
+def problem_of(backend: str | None, variable: str | None) -> dict[str, str]:
+    """What a backend lacks -> its fix; `variable` is the one of the environment that names it."""
+    try:
+        backends.resolve(backend)
+    except QrsError as error:
+        if is_of_environment(error):
+            variable = error.arg
+        return {str(error): f"unset {variable}" if variable else str(error.expected)}
+    return {}
+
+
 def check_values(backend: str | None, *schemes: str | None) -> None:
-    """Bad names are usage errors, found before a file is opened; so is a missing backend."""
+    """Bad names are usage errors, found before a file is opened, as a missing backend is."""
     with usage():
         for scheme in schemes:
             if scheme is not None:

@@ -64,10 +64,11 @@ def show_plan(plan: Plan) -> None:
     show_table(columns, map(_plan_row, plan.tensors))
     show_fallbacks(plan)
     print(size_line(plan))
-    print(
-        f"memory: at most {size(plan.memory_bound)} (3 x the largest tensor + 256 MiB), "
-        f"about {size(plan.memory_estimate)} expected"
-    )
+    why = "3 x the largest tensor + 256 MiB"
+    if plan.memory_bound > plan.streaming_bound:
+        why = f"the {plan.backend} backend copies whole tensors where a scale spans rows"
+    about = size(plan.memory_estimate)
+    print(f"memory: at most {size(plan.memory_bound)} ({why}), about {about} expected")
 
 
 def _plan_row(t: TensorPlan) -> tuple[str, ...]:
@@ -126,6 +127,10 @@ def show_report(report: Report) -> None:
     )
     show_table(columns, rows, total)
     print(size_line(report.plan))
+    for t in report.tensors:
+        if t.overflows:
+            name = escaped(t.plan.name)
+            print(f"{name}: some values decode beyond {t.plan.dtype}; dequantize with --dtype")
     if report.skipped:
         print(f"not carried along: {', '.join(map(escaped, report.skipped))}")
     print(f"wrote {escaped(report.output)}")
@@ -157,6 +162,24 @@ def show_contents(contents: Contents) -> None:
     print(f"{count}, {size(contents.nbytes)}")
     for key, text in contents.metadata.items():
         print(f"metadata {escaped(key)}: {escaped(text)}")
+
+
+def show_facts(facts: dict[str, Any]) -> None:
+    """What `qrs doctor` found; texts may come from the environment."""
+    print(f"qrs {facts['version']}, Python {facts['python']}, {facts['machine']}")
+    if facts["simd_level"] is not None:
+        print(f"SIMD level: {facts['simd_level']}, available: {', '.join(facts['simd_levels'])}")
+        print(f"threads: {facts['threads']}")
+    for backend in facts["backends"]:
+        if backend["available"]:
+            print(f"backend {backend['name']}: available")
+            print(f"  operations: {', '.join(backend['operations'])}")
+        else:
+            print(f"backend {backend['name']}: missing: {escaped(backend['reason'])}")
+            print(f"  to fix it: {escaped(backend['fix'])}")
+    for problem in facts["problems"]:
+        print(f"problem: {escaped(problem['problem'])}")
+        print(f"  to fix it: {escaped(problem['fix'])}")
 
 
 def size_line(plan: Plan) -> str:

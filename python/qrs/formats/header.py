@@ -15,13 +15,13 @@ from typing import Any, Final, NoReturn
 import ml_dtypes
 import numpy as np
 
-from ..errors import ArgTypeError, ArgValueError, FormatError
+from ..errors import ArgTypeError, FormatError, bad
 from . import strict_json
 from .strict_json import is_int, quote
 
 Shape = tuple[int, ...]
 
-DTYPES: Final[dict[str, np.dtype[Any] | None]] = {
+STORED_DTYPES: Final[dict[str, np.dtype[Any] | None]] = {
     "BOOL": np.dtype(np.bool_),
     "F4": None,
     "F6_E2M3": None,
@@ -49,12 +49,13 @@ DTYPES: Final[dict[str, np.dtype[Any] | None]] = {
 
 _SUB_BYTE: Final = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 BITS: Final[dict[str, int]] = {
-    name: _SUB_BYTE[name] if dtype is None else 8 * dtype.itemsize for name, dtype in DTYPES.items()
+    name: _SUB_BYTE[name] if dtype is None else 8 * dtype.itemsize
+    for name, dtype in STORED_DTYPES.items()
 }
 """Bits per element."""
 
-_NAMES: Final = {dtype: name for name, dtype in DTYPES.items() if dtype is not None}
-_RANK: Final = {name: rank for rank, name in enumerate(DTYPES)}
+_NAMES: Final = {dtype: name for name, dtype in STORED_DTYPES.items() if dtype is not None}
+_RANK: Final = {name: rank for rank, name in enumerate(STORED_DTYPES)}
 _FIELDS: Final = dict.fromkeys(("dtype", "shape", "data_offsets")).keys()
 
 HEADER_LIMIT: Final = 100_000_000
@@ -87,7 +88,7 @@ class TensorInfo:
     @property
     def numpy_dtype(self) -> np.dtype[Any] | None:
         """The numpy (or ml_dtypes) dtype; None for F4 and F6, which are read as raw bytes."""
-        return DTYPES[self.dtype]
+        return STORED_DTYPES[self.dtype]
 
 
 def dtype_name(dtype: Any) -> str:
@@ -99,13 +100,8 @@ def dtype_name(dtype: Any) -> str:
     try:
         return _NAMES[np.dtype(dtype).newbyteorder("<")]
     except (KeyError, TypeError):
-        known = ", ".join(str(known) for known in _NAMES)
-        raise ArgTypeError(
-            f"dtype: safetensors cannot store {dtype}, expected one of: {known}",
-            arg="dtype",
-            value=dtype,
-            expected=known,
-        ) from None
+        found, known = f"safetensors cannot store {dtype}", ", ".join(map(str, _NAMES))
+        raise bad("dtype", found, dtype, f"one of: {known}", ArgTypeError) from None
 
 
 def nbytes(dtype: str, shape: Iterable[int]) -> int:
@@ -224,8 +220,8 @@ def _tensor_info(name: str, entry: Any, data_start: int, path: str) -> TensorInf
     if not _is_text(name):
         _fail(path, "name: holds half a surrogate pair, which is not text", name, field="header")
     dtype, shape, offsets = entry
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        known = ", ".join(DTYPES)
+    if not isinstance(dtype, str) or dtype not in STORED_DTYPES:
+        known = ", ".join(STORED_DTYPES)
         _fail(path, f"dtype: got {quote(dtype)}, expected one of: {known}", name, field="dtype")
     if not _are_sizes(shape):
         problem = f"shape: got {_listed(shape)}, expected integers of at least 0"
@@ -287,45 +283,47 @@ def build_header(
     (64, 64, b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}  ')
     """
     for name, dtype, _ in layout:
-        if dtype not in DTYPES:
-            problem = f"tensor {quote(name)}: unknown dtype {dtype!r}"
-            raise _argument(f"layout: {problem}", "layout", dtype)
+        if dtype not in STORED_DTYPES:
+            found, known = f"tensor {quote(name)} of dtype {dtype!r}", ", ".join(STORED_DTYPES)
+            raise bad("layout", found, dtype, f"one of: {known}")
     ordered = sorted(layout, key=lambda entry: (-_RANK[entry[1]], entry[0]))
-    header: dict[str, Any] = {"__metadata__": _written_metadata(metadata)} if metadata else {}
+    header: dict[str, Any] = {"__metadata__": checked_metadata(metadata)} if metadata else {}
     position = 0
     for name, dtype, shape in ordered:
         if name in header or name == "__metadata__" or not _is_text(name):
-            problem = f"name {quote(name)} occurs twice, is reserved or is no text"
-            raise _argument(f"layout: {problem}", "layout", name)
+            found = f"name {quote(name)} occurs twice, is reserved or is no text"
+            raise bad("layout", found, name, "another name")
         sizes = [int(n) for n in shape]
         try:
             end = position + nbytes(dtype, sizes)
         except ValueError as error:
-            raise _argument(f"layout: tensor {quote(name)}: {error}", "layout", shape) from None
+            found = f"tensor {quote(name)}: {error}"
+            raise bad("layout", found, shape, "fewer elements, that end on a byte") from None
         header[name] = {"dtype": dtype, "shape": sizes, "data_offsets": [position, end]}
         position = end
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > HEADER_LIMIT:
-        problem = f"layout: the header takes {len(text)} bytes, at most {HEADER_LIMIT} are legal"
-        raise _argument(problem, "layout", len(layout))
+        found = f"the header takes {len(text)} bytes"
+        raise bad("layout", found, len(text), f"at most {HEADER_LIMIT}")
     raw = len(text).to_bytes(8, "little") + text
     return raw, _placed(header, len(raw))
 
 
-def _argument(message: str, arg: str, value: Any) -> ArgValueError:
-    return ArgValueError(message, arg=arg, value=value)
-
-
-def _written_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+def checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Text entries that a header can hold. Raises ArgTypeError or ArgValueError."""
+    if not isinstance(metadata, Mapping):
+        found, expected = f"got {quote(metadata)}", "a dictionary of strings"
+        raise bad("metadata", found, type(metadata), expected, ArgTypeError)
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str):
-            problem = f"metadata: got {quote(key)}: {quote(value)}, expected strings"
-            raise ArgTypeError(problem, arg="metadata", value=value, expected="strings")
+            found = f"got {quote(key)}: {quote(value)}"
+            raise bad("metadata", found, value, "strings", ArgTypeError)
         if not _is_text(key) or not _is_text(value):
-            raise _argument(f"metadata: {quote(key)}: half a surrogate pair", "metadata", value)
-    if sum(len(key) + len(value) for key, value in metadata.items()) > METADATA_LIMIT:
-        raise _argument(f"metadata: more than {METADATA_LIMIT} characters", "metadata", None)
+            raise bad("metadata", f"{quote(key)} has half a surrogate pair", value, "text")
+    size = sum(len(key) + len(value) for key, value in metadata.items())
+    if size > METADATA_LIMIT:
+        raise bad("metadata", f"{size} characters", size, f"at most {METADATA_LIMIT}")
     return dict(metadata)
 
 

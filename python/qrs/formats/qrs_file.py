@@ -8,9 +8,8 @@ text:
 ```
 {"version": 1, "tensors": {"layer.weight": {
     "scheme": {"family": "int", "bits": 4, ...},   as Scheme.to_dict() gives it
-    "shape": [64, 384],                            of the QTensor
-    "dtype": "float32",                            of the tensor that was quantized
-    "source_shape": [64, 128, 3, 1]}}}             only where it differs from "shape"
+    "shape": [64, 384],                            its own, whatever shape the parts have
+    "dtype": "float32"}}}                          of the tensor that was quantized
 ```
 
 Dtypes and shapes of the leaves follow from scheme and shape (`Scheme.part_specs`), and a file where
@@ -31,17 +30,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..constants import DTYPES
-from ..errors import ArgTypeError, ArgValueError, FormatError
+from ..errors import ArgTypeError, ArgValueError, FormatError, bad
 from ..qtensor import QTensor
 from ..schemes import Scheme, from_dict
 from . import strict_json
-from .header import Shape, TensorInfo, dtype_name
+from .header import Shape, TensorInfo, checked_metadata, dtype_name, nbytes
 from .safetensors import SafetensorsFile, Writer
 from .shards import shards
 from .strict_json import is_int, quote
 
 Array = NDArray[Any]
-Layout = list[tuple[str, str, Shape]]
+FileLayout = list[tuple[str, str, Shape]]
+"""What a Writer needs to know: (name, dtype in the file, shape) of each tensor."""
 
 METADATA_KEY = "qrs"
 VERSION = 1
@@ -49,33 +49,25 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Entry:
-    """What a file says of one quantized tensor.
-
-    `source_shape` is the shape of the tensor that was quantized where the QTensor holds it
-    reshaped, as a matrix say; otherwise None. `QTensor.info["source_shape"]` carries it.
-    """
+    """What a file says of one quantized tensor."""
 
     scheme: Scheme
     shape: Shape
     dtype: str
-    source_shape: Shape | None = None
 
     @classmethod
     def of(cls, qt: QTensor) -> Entry:
         """The entry of a QTensor."""
-        return cls(qt.scheme, qt.shape, qt.dtype, qt.info.get("source_shape"))
+        return cls(qt.scheme, qt.shape, qt.dtype)
 
-    def layout(self, name: str) -> Layout:
-        """What a Writer needs to know of the leaves, from the scheme alone: nothing is computed."""
+    def layout(self, name: str) -> FileLayout:
+        """The leaves in a file, from scheme and shape alone: nothing is computed."""
         specs = self.scheme.part_specs(self.shape)
         return [(f"{name}.{path}", dtype_name(d), shape) for path, (d, shape) in specs.items()]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values."""
-        fields = {"scheme": self.scheme.to_dict(), "shape": list(self.shape), "dtype": self.dtype}
-        if self.source_shape is not None:
-            fields["source_shape"] = list(self.source_shape)
-        return fields
+        return {"scheme": self.scheme.to_dict(), "shape": list(self.shape), "dtype": self.dtype}
 
 
 def qrs_metadata(entries: Mapping[str, Entry]) -> dict[str, str]:
@@ -94,14 +86,14 @@ def check_names(names: Iterable[str], quantized: Iterable[str]) -> None:
     >>> check_names(["a", "a.packed"], {"a"})
     Traceback (most recent call last):
     ...
-    qrs.errors.ArgValueError: tensors: name 'a.packed' belongs to the quantized tensor 'a'
+    qrs.errors.ArgValueError: tensors: 'a.packed' belongs to the tensor 'a', expected another name
     """
     owners = frozenset(quantized)
     for name in names:
         owner = _owner(name, owners)
         if owner is not None:
-            problem = f"tensors: name {quote(name)} belongs to the quantized tensor {quote(owner)}"
-            raise ArgValueError(problem, arg="tensors", value=name)
+            found = f"{quote(name)} belongs to the tensor {quote(owner)}"
+            raise bad("tensors", found, name, "another name")
 
 
 def save(
@@ -117,8 +109,8 @@ def save(
     tensors : name -> QTensor or numpy array of a dtype that safetensors has.
     metadata : further text entries of the file, such as {"format": "pt"}.
 
-    Raises `ArgTypeError` for anything else, `ArgValueError` for names that collide, and
-    `StorageError`.
+    Raises `ArgTypeError` for anything else, `ArgValueError` for names that collide or a path that
+    is none, and `StorageError`.
 
     >>> import os, tempfile, qrs
     >>> path = os.path.join(tempfile.mkdtemp(), "w.safetensors")
@@ -127,25 +119,27 @@ def save(
     >>> load(path)["w"] == qt, load(path)["b"]
     (True, array([0., 0., 0.]))
     """
+    if not isinstance(tensors, Mapping):
+        found, expected = f"got {quote(tensors)}", "a dictionary of QTensors and arrays"
+        raise bad("tensors", found, type(tensors), expected, ArgTypeError)
     entries: dict[str, Entry] = {}
     arrays: dict[str, Array] = {}
     for name, tensor in tensors.items():
         if not isinstance(name, str):
-            problem = f"tensors: got the name {quote(name)}, expected str"
-            raise ArgTypeError(problem, arg="tensors", value=name, expected="str")
+            raise bad("tensors", f"got the name {quote(name)}", name, "a string", ArgTypeError)
         if isinstance(tensor, QTensor):
             entries[name] = Entry.of(tensor)
             arrays.update((f"{name}.{leaf}", array) for leaf, array in tensor.leaves())
         elif not isinstance(tensor, np.ndarray) or isinstance(tensor, np.ma.MaskedArray):
-            problem = f"tensors: {quote(name)} is a {type(tensor).__name__}, expected QTensor or"
-            raise ArgTypeError(f"{problem} numpy.ndarray", arg="tensors", value=type(tensor))
+            found = f"{quote(name)} is a {type(tensor).__name__}"
+            expected = "a QTensor or numpy.ndarray"
+            raise bad("tensors", found, type(tensor), expected, ArgTypeError)
         else:
             arrays[name] = tensor
     check_names(tensors, entries)
-    text = dict(metadata or {})
+    text = {} if metadata is None else checked_metadata(metadata)
     if METADATA_KEY in text:
-        problem = f"metadata: the key {METADATA_KEY!r} is written by qrs"
-        raise ArgValueError(problem, arg="metadata", value=text[METADATA_KEY])
+        raise bad("metadata", f"the key {METADATA_KEY!r} is written by qrs", METADATA_KEY, "others")
     layout = [(name, _dtype_of(name, array), array.shape) for name, array in arrays.items()]
     with Writer(path, layout, {**text, **qrs_metadata(entries)}) as writer:
         for name in writer.tensors:
@@ -201,12 +195,9 @@ class QrsFile(SafetensorsFile):
             return self.read(name)
         leaves = {path: self.read(info.name) for path, info in self._leaves[name].items()}
         try:
-            qt = QTensor.from_leaves(entry.scheme, entry.shape, entry.dtype, leaves)
+            return QTensor.from_leaves(entry.scheme, entry.shape, entry.dtype, leaves)
         except (ArgTypeError, ArgValueError) as error:
             self.fail(str(error), name, error.arg)
-        if entry.source_shape is not None:
-            qt.info["source_shape"] = entry.source_shape
-        return qt
 
     def fail(self, problem: str, tensor: str | None = None, field: str | None = None) -> NoReturn:
         """Raise a FormatError that names the file and the tensor."""
@@ -232,25 +223,26 @@ class QrsFile(SafetensorsFile):
             yield name, self._entry(name, fields)
 
     def _entry(self, name: str, fields: Any) -> Entry:
-        required, known = {"scheme", "shape", "dtype"}, {"scheme", "shape", "dtype", "source_shape"}
-        if not isinstance(fields, dict) or not required <= fields.keys() <= known:
-            expected = f"expected {sorted(required)} and perhaps source_shape"
-            self.fail(f"metadata {METADATA_KEY}: got {quote(fields)}, {expected}", name)
-        shapes = {key: fields[key] for key in ("shape", "source_shape") if key in fields}
-        for key, shape in shapes.items():
-            if not isinstance(shape, list) or not all(is_int(n) and n >= 0 for n in shape):
-                self.fail(f"{key}: got {quote(shape)}, expected integers of at least 0", name, key)
-        if not fields["shape"]:
-            self.fail("shape: got [], expected one or more axes", name, "shape")
-        if not isinstance(fields["dtype"], str) or fields["dtype"] not in DTYPES:
+        known = Entry.__dataclass_fields__.keys()
+        if not isinstance(fields, dict) or fields.keys() != known:
+            found, expected = f"got {quote(fields)}", f"expected {', '.join(known)}"
+            self.fail(f"metadata {METADATA_KEY}: {found}, {expected}", name, METADATA_KEY)
+        shape, dtype = fields["shape"], fields["dtype"]
+        if not isinstance(shape, list) or not shape or not all(is_int(n) and n >= 0 for n in shape):
+            expected = "expected one or more integers of at least 0"
+            self.fail(f"shape: got {quote(shape)}, {expected}", name, "shape")
+        try:
+            nbytes("F64", shape)  # decoded to the widest dtype
+        except ValueError as error:
+            self.fail(f"shape: got {quote(shape)}: {error}", name, "shape")
+        if not isinstance(dtype, str) or dtype not in DTYPES:
             expected = f"expected one of: {', '.join(DTYPES)}"
-            self.fail(f"dtype: got {quote(fields['dtype'])}, {expected}", name, "dtype")
+            self.fail(f"dtype: got {quote(dtype)}, {expected}", name, "dtype")
         try:
             scheme = from_dict(fields["scheme"])
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             self.fail(f"scheme: {error}", name, "scheme")
-        source = tuple(fields["source_shape"]) if "source_shape" in fields else None
-        return Entry(scheme, tuple(fields["shape"]), fields["dtype"], source)
+        return Entry(scheme, tuple(shape), dtype)
 
     def _collect_leaves(self) -> Iterator[str]:
         """Sort the file's tensors by the QTensor they belong to; the logical names."""

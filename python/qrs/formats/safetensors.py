@@ -30,11 +30,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ArgTypeError, ArgValueError, FormatError, QrsMemoryError
-from .atomic import atomic_file, storage_errors, write_all
+from ..errors import ArgTypeError, FormatError, QrsMemoryError, bad
+from .atomic import as_path, atomic_file, storage_errors, write_all
 from .header import (
-    DTYPES,
     HEADER_LIMIT,
+    STORED_DTYPES,
     TensorInfo,
     build_header,
     decode_header,
@@ -42,8 +42,6 @@ from .header import (
     parse_header,
 )
 from .strict_json import quote
-
-__all__ = ["DTYPES", "SafetensorsFile", "TensorInfo", "Writer", "dtype_name"]
 
 Array = NDArray[Any]
 CHUNK = 1 << 24
@@ -59,7 +57,7 @@ class SafetensorsFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
+        self.path = str(as_path(path))
         self._fd = -1
         with storage_errors(self.path):
             # Without O_NONBLOCK the open of a named pipe would wait for a writer.
@@ -98,11 +96,11 @@ class SafetensorsFile:
         """`tensor[start:stop]` without reading the rest; 0 <= start <= stop <= shape[0]."""
         info = self._info(name)
         if info.numpy_dtype is None or not info.shape:
-            problem = f"name: {quote(name)} has no rows: {info.dtype}, shape {info.shape}"
-            raise ArgValueError(problem, arg="name", value=name)
+            found = f"{quote(name)} is {info.dtype} of shape {info.shape}, and has no rows"
+            raise bad("name", found, name, "a tensor of one or more axes and whole bytes")
         if not 0 <= start <= stop <= info.shape[0]:
-            problem = f"rows: got [{start}, {stop}), expected within [0, {info.shape[0]})"
-            raise ArgValueError(problem, arg="start", value=start, expected=info.shape[0])
+            rows = (start, stop)
+            raise bad("start, stop", f"got {rows}", rows, f"0 <= start <= stop <= {info.shape[0]}")
         row_bytes = info.nbytes // info.shape[0] if info.shape[0] else 0
         shape = (stop - start, *info.shape[1:])
         return self._read_array(info, shape, info.start + start * row_bytes)
@@ -117,8 +115,7 @@ class SafetensorsFile:
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self.tensors:
-            problem = f"name: {quote(name)} is not one of the {len(self.tensors)} tensors"
-            raise ArgValueError(f"{problem} of {self.path}", arg="name", value=name)
+            raise bad("name", f"got {quote(name)}", name, f"a tensor of {self.path}")
         return self.tensors[name]
 
     def _read_array(self, info: TensorInfo, shape: tuple[int, ...], offset: int) -> Array:
@@ -146,7 +143,7 @@ class SafetensorsFile:
     def _read_into(self, array: Array, offset: int) -> int:
         """Fill a C-contiguous array from the file; the bytes that were there."""
         if self._fd < 0:
-            raise ArgValueError(f"{self.path}: the file is closed", arg="file")
+            raise bad("file", f"{self.path} is closed", self.path, "an open file")
         if not array.nbytes:
             return 0
         view = array.reshape(-1).view(np.uint8).data
@@ -174,8 +171,8 @@ class SafetensorsFile:
             text = self._read_text(size)
             return parse_header(text, 8 + size, status.st_size - 8 - size, self.path)
         except MemoryError as error:
-            problem = f"{self.path}: no memory for a header of {size} bytes"
-            raise QrsMemoryError(problem, arg="path", value=size) from error
+            found = f"no memory for the header of {self.path}"
+            raise bad("path", found, size, f"{size} bytes free", QrsMemoryError) from error
 
     def _read_text(self, size: int) -> str:
         raw = np.empty(size, np.uint8)
@@ -192,8 +189,8 @@ def _allocate(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> Array:
         return np.empty(shape, dtype)
     except MemoryError as error:
         size = int(np.prod([*shape, dtype.itemsize], dtype=object))
-        problem = f"tensor {quote(name)}: no memory for {size} bytes, shape {shape}, {dtype}"
-        raise QrsMemoryError(problem, arg="name", value=size) from error
+        found = f"no memory for {quote(name)}, {dtype} of shape {shape}"
+        raise bad("name", found, size, f"{size} bytes free", QrsMemoryError) from error
 
 
 class Writer:
@@ -221,7 +218,7 @@ class Writer:
         layout: Sequence[tuple[str, str, Sequence[int]]],
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        self.path = os.fspath(path)
+        self.path = str(as_path(path))
         self._header, self.tensors = build_header(layout, metadata or {})
         self.nbytes = max((info.stop for info in self.tensors.values()), default=len(self._header))
         self._missing = set(self.tensors)
@@ -248,8 +245,8 @@ class Writer:
         with self._stack:  # a tensor left out fails the file like any other error
             if self._missing:
                 some = ", ".join(quote(name) for name in sorted(self._missing)[:5])
-                problem = f"{len(self._missing)} tensors were not written: {some}"
-                raise ArgValueError(problem, arg="layout", value=len(self._missing))
+                found = f"{len(self._missing)} tensors were not written: {some}"
+                raise bad("layout", found, len(self._missing), "every tensor once")
 
     def write(self, name: str, array: Array) -> None:
         """Write one tensor: any strides and byte order, the dtype and shape of the layout.
@@ -258,15 +255,14 @@ class Writer:
         """
         info = self._claim(name)
         if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
-            problem = f"array: got {type(array).__name__} for {quote(name)}, expected numpy.ndarray"
-            raise ArgTypeError(problem, arg="array", value=type(array), expected=np.ndarray)
+            found = f"got {type(array).__name__} for {quote(name)}"
+            raise bad("array", found, type(array), "numpy.ndarray", ArgTypeError)
         expected = (info.dtype, info.shape)
         if info.numpy_dtype is None:
             expected = ("U8", (info.nbytes,))
         got = (dtype_name(array.dtype), array.shape)
         if got != expected:
-            problem = f"array: tensor {quote(name)}: got {got}, the layout says {expected}"
-            raise ArgValueError(problem, arg="array", value=got, expected=expected)
+            raise bad("array", f"tensor {quote(name)} is {got}", got, expected)
         self._write(info, _pieces(array))
 
     def write_chunks(self, name: str, chunks: Iterable[Any]) -> None:
@@ -276,9 +272,9 @@ class Writer:
     def _claim(self, name: str) -> TensorInfo:
         if name not in self._missing:
             what = "was written already" if name in self.tensors else "is not in the layout"
-            raise ArgValueError(f"name: {quote(name)} {what}", arg="name", value=name)
+            raise bad("name", f"{quote(name)} {what}", name, "one that is still to be written")
         if self._fd < 0:
-            raise ArgValueError(f"{self.path}: not open, use `with Writer(...)`", arg="writer")
+            raise bad("writer", f"{self.path} is not open", self.path, "`with Writer(...)`")
         return self.tensors[name]
 
     def _write(self, info: TensorInfo, chunks: Iterable[Any]) -> None:
@@ -291,10 +287,10 @@ class Writer:
             with storage_errors(self.path):
                 position = write_all(self._fd, chunk, position)
         if position != info.stop:
-            problem = f"chunks: tensor {quote(info.name)} takes {info.nbytes} bytes, got"
             count = position - info.start
             more = " or more" if count > info.nbytes else ""
-            raise ArgValueError(f"{problem} {count}{more}", arg="chunks", value=count)
+            found = f"tensor {quote(info.name)}: got {count}{more} bytes"
+            raise bad("chunks", found, count, info.nbytes)
         self._missing.discard(info.name)
 
 
@@ -304,7 +300,7 @@ def _pieces(array: Array) -> Iterator[memoryview]:
     An array that lies so already is passed on as it is; any other is copied a few rows at a time.
     """
     array = np.atleast_1d(np.asarray(array))
-    little = DTYPES[dtype_name(array.dtype)]
+    little = STORED_DTYPES[dtype_name(array.dtype)]
     if not array.size:
         return
     if array.flags.c_contiguous and array.dtype == little:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from ..errors import FormatError
 from . import strict_json
-from .atomic import storage_errors
+from .atomic import as_path, storage_errors
 from .header import HEADER_LIMIT
 from .safetensors import SafetensorsFile
 from .strict_json import quote
@@ -30,9 +30,10 @@ def shards(path: str | os.PathLike[str]) -> list[Path]:
     """The files of a checkpoint (a file or a folder), in the order of their names.
 
     Raises FormatError where the folder is no checkpoint or its index does not hold, and
-    StorageError where `path` is missing or unreadable.
+    StorageError where `path` is missing or unreadable; ArgTypeError or ArgValueError for what is
+    no path.
     """
-    place = Path(path)
+    place = as_path(path)
     with storage_errors(place):
         if not stat.S_ISDIR(os.stat(place).st_mode):
             return [place]

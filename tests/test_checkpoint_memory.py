@@ -1,0 +1,60 @@
+"""What a run holds at its peak, measured in a process of its own, against what its plan says."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import qrs
+from checkpoints import normal
+
+MEASURE = """
+import sys
+from qrs import checkpoint
+source, output, scheme, backend = sys.argv[1:]
+report = checkpoint.quantize_checkpoint(source, output, scheme, backend=backend)
+assert len(report.tensors) == 1 and report.errors.sqnr_db > 15
+checkpoint.dequantize_checkpoint(output, output + ".back.safetensors", backend=backend)
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(int(peak.split()[1]) * 1024, report.plan.memory_bound, report.plan.memory_estimate)
+"""
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scheme", "backend"),
+    [
+        (np.float32, "int8-axis0", "rust"),
+        (np.float32, "int8", "rust"),
+        (np.float32, "int4-g128-asym-f16", "reference"),
+        (ml_dtypes.bfloat16, "int8-axis1", "rust"),
+        (ml_dtypes.bfloat16, "int4-g128-asym-f16", "rust"),
+        (np.float32, "int7-axis1", "reference"),
+        (np.float64, "int8", "reference"),
+        (ml_dtypes.bfloat16, "int8", "reference"),
+    ],
+)
+def test_peak_memory(tmp_path: Path, dtype: Any, scheme: str, backend: str) -> None:
+    """At most 3 x the largest tensor + 256 MiB, everything counted, for a tensor of 192 MB.
+
+    The reference takes more where scales span rows, as its plan says.
+    """
+    rows = 48_000_000 // 8192 * 4 // np.dtype(dtype).itemsize
+    w = np.tile(normal((8, 8192), dtype), (rows // 8, 1))
+    qrs.save(tmp_path / "m.safetensors", {"w": w, "b": normal((3,))})
+    arguments = [tmp_path / "m.safetensors", tmp_path / "q.safetensors", scheme, backend]
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE, *map(str, arguments)], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    peak, bound, estimate = map(int, run.stdout.split())
+    assert w.nbytes > 190e6
+    assert peak <= bound
+    if backend == "rust" or scheme == "int4-g128-asym-f16":
+        assert bound == 3 * w.nbytes + (256 << 20)
+    assert peak <= 1.2 * estimate, "the estimate of the plan is too low"
+    shutil.rmtree(tmp_path)
