@@ -20,7 +20,7 @@ use crate::range;
 use crate::rows;
 use crate::simd;
 use arrays::{Array, Code, finished, input, optional_input, output, shape_of, slice, slice_mut};
-use errors::{ArgValueError, compute, value_error};
+use errors::{ArgValueError, bad, compute};
 use params::{Chosen, QParams, bits_of, codes_of, given, grid_of, groups, scale_dtype_of};
 
 /// The kernels of qrs. Private: use the functions of the package `qrs`.
@@ -47,11 +47,11 @@ type Object = Py<PyAny>;
 
 /// Refuses environment variables that cannot be followed, at import.
 fn environment(py: Python<'_>) -> PyResult<()> {
-    let error = |problem: String, name: &str| {
-        value_error(py, problem, name, std::env::var_os(name).unwrap_or_default())
+    let error = |expected: String, name: &str| {
+        bad(py, name, &std::env::var_os(name).unwrap_or_default(), &expected)
     };
-    simd::init().map_err(|problem| error(problem, "QRS_SIMD"))?;
-    rows::threads_from_environment().map_err(|problem| error(problem, "QRS_NUM_THREADS"))?;
+    simd::init().map_err(|expected| error(expected, "QRS_SIMD"))?;
+    rows::threads_from_environment().map_err(|expected| error(expected, "QRS_NUM_THREADS"))?;
     Ok(())
 }
 
@@ -336,7 +336,7 @@ fn simd_levels() -> Vec<&'static str> {
 #[pyfunction]
 fn set_simd_level(py: Python<'_>, name: &str) -> PyResult<()> {
     let level = simd::set_level(Some(name));
-    level.map(drop).map_err(|problem| value_error(py, format!("name {problem}"), "name", name))
+    level.map(drop).map_err(|expected| bad(py, "name", name, &expected))
 }
 
 #[pyfunction]
@@ -345,13 +345,9 @@ fn num_threads() -> usize {
 }
 
 #[pyfunction]
-fn set_num_threads(py: Python<'_>, n: i64) -> PyResult<()> {
-    let threads = usize::try_from(n).ok().filter(|n| (1..=rows::MAX_THREADS).contains(n));
-    let threads = threads.ok_or_else(|| {
-        let message = format!("n must be an integer from 1 to {}: got {n}", rows::MAX_THREADS);
-        value_error(py, message, "n", n)
-    })?;
-    rows::set_num_threads(threads);
+fn set_num_threads(py: Python<'_>, n: Bound<'_, PyAny>) -> PyResult<()> {
+    let threads = n.extract().ok().filter(|n| (1..=rows::MAX_THREADS).contains(n));
+    rows::set_num_threads(threads.ok_or_else(|| bad(py, "n", &n, &rows::expected_threads()))?);
     Ok(())
 }
 

@@ -130,15 +130,15 @@ pub fn levels() -> Vec<Level> {
 /// The level that `requested` asks for among `available`; without a request, the highest.
 ///
 /// # Errors
-/// A message for a name that is unknown, or a level that this machine does not have.
+/// What is expected instead of a name that is unknown, or a level that this machine lacks.
 fn choose(requested: Option<&str>, available: &[Level]) -> Result<Level, String> {
     let highest = available.last().copied().unwrap_or(Level::Baseline);
     let Some(name) = requested else { return Ok(highest) };
     available.iter().copied().find(|level| level.name() == name).ok_or_else(|| {
         let known = Level::ALL.iter().any(|level| level.name() == name);
         let names: Vec<_> = available.iter().map(|level| level.name()).collect();
-        let problem = if known { "which this CPU does not have" } else { "which is unknown" };
-        format!("asks for {name:?}, {problem}: the levels here are {}", names.join(", "))
+        let why = if known { "which this CPU does not have" } else { "which is unknown" };
+        format!("one of {} instead of {name:?}, {why}", names.join(", "))
     })
 }
 
@@ -158,17 +158,17 @@ pub fn level() -> Level {
 /// Reads `QRS_SIMD` and sets the level.
 ///
 /// # Errors
-/// A message that names the variable, its value and the levels there are.
+/// What is expected instead, in words.
 pub fn init() -> Result<Level, String> {
     let requested = std::env::var_os("QRS_SIMD").filter(|value| !value.is_empty());
     let requested = requested.as_ref().map(|value| value.to_string_lossy());
-    set_level(requested.as_deref()).map_err(|problem| format!("QRS_SIMD {problem}"))
+    set_level(requested.as_deref())
 }
 
 /// Sets the level of the process; None is the highest. For tests, which run at every level.
 ///
 /// # Errors
-/// A message for a name that is unknown, or a level that this machine does not have.
+/// As [`init`].
 pub fn set_level(name: Option<&str>) -> Result<Level, String> {
     let level = choose(name, &levels())?;
     LEVEL.store(level as u8, Ordering::Relaxed);

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyMemoryError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -36,14 +37,19 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref().copied()).unwrap_or("for an unknown reason")
 }
 
-/// An `ArgValueError` with its attributes.
-pub fn value_error<'py>(
+/// The error that `qrs.errors.bad` makes: an `ArgValueError` with its message and attributes.
+pub fn bad<'py>(
     py: Python<'py>,
-    message: String,
     arg: &str,
     value: impl IntoPyObject<'py>,
+    expected: &str,
 ) -> PyErr {
-    with_attributes::<ArgValueError>(py, message, Some(arg), value)
+    let build = || {
+        let value = value.into_bound_py_any(py)?;
+        let found = format!("got {}", value.repr()?);
+        py.import("qrs.errors")?.getattr("bad")?.call1((arg, found, value, expected))
+    };
+    build().map_or_else(|error| error, PyErr::from_value)
 }
 
 /// What numpy raised where it could not allocate `bytes`: a `QrsMemoryError` if memory was short.
@@ -51,23 +57,13 @@ pub fn allocation_error(py: Python<'_>, error: PyErr, bytes: usize) -> PyErr {
     if !error.is_instance_of::<PyMemoryError>(py) {
         return error;
     }
-    let message = format!("could not allocate {bytes} bytes for the result");
-    let raised = with_attributes::<QrsMemoryError>(py, message, None, bytes);
-    raised.set_cause(py, Some(error));
-    raised
-}
-
-fn with_attributes<'py, E: pyo3::PyTypeInfo>(
-    py: Python<'py>,
-    message: String,
-    arg: Option<&str>,
-    value: impl IntoPyObject<'py>,
-) -> PyErr {
     let build = || {
         let attributes = PyDict::new(py);
-        attributes.set_item("arg", arg)?;
-        attributes.set_item("value", value)?;
-        py.get_type::<E>().call((message,), Some(&attributes))
+        attributes.set_item("value", bytes)?;
+        let message = format!("could not allocate {bytes} bytes for the result");
+        py.get_type::<QrsMemoryError>().call((message,), Some(&attributes))
     };
-    build().map_or_else(|error| error, PyErr::from_value)
+    let raised = build().map_or_else(|error| error, PyErr::from_value);
+    raised.set_cause(py, Some(error));
+    raised
 }
