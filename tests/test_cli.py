@@ -306,10 +306,11 @@ COMMANDS = [("--version",), ("--help",), ("doctor",), ("doctor", "--json"), ("in
 @pytest.mark.parametrize(
     ("redirection", "code", "stderr"),
     [
-        (">/dev/full", 1, "error: standard output: No space left on device\n"),
+        (">/dev/full", 1, "error: cannot print: No space left on device\n"),
         (">&-", 0, ""),
         ("2>&-", 0, ""),
         (">&- 2>&-", 0, ""),
+        (">/dev/full 2>/dev/full", 1, ""),
     ],
 )
 def test_streams_that_take_nothing(
@@ -324,9 +325,10 @@ def test_streams_that_take_nothing(
 
 
 def test_errors_without_stderr_do_not_go_to_stdout(tmp_path: Path) -> None:
-    shell = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-m", "qrs", "inspect", tmp_path]
-    done = subprocess.run(shell, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (1, "")
+    for stderr in ("2>&-", "2>/dev/full"):
+        command = ["sh", "-c", f'exec "$@" {stderr}', "sh", sys.executable, "-m", "qrs", "inspect"]
+        done = subprocess.run([*command, tmp_path], capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (1, "")
 
 
 IMPORTING = """

@@ -12,7 +12,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import typer
@@ -102,12 +102,12 @@ def open_streams() -> None:
 
 
 def broken(error: OSError) -> int:
-    """The exit code where standard output cannot be written."""
+    """The exit code where results cannot be printed."""
     # What is still buffered must not raise again when Python exits.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError):
         return 141
-    complain(f"standard output: {error.strerror or error}")
+    complain(f"cannot print: {error.strerror or error}")
     return 1
 
 
@@ -115,4 +115,5 @@ def complain(message: str, ctx: Any = None) -> None:
     """Print an error as one line on stderr, and which help would help."""
     hint = f" (see {ctx.command_path} --help)" if ctx is not None else ""
     if message:  # there is none where the help was printed instead
-        print(f"error: {escaped(message)}{hint}", file=sys.stderr)
+        with suppress(OSError):  # the exit code says it where stderr cannot be written
+            print(f"error: {escaped(message)}{hint}", file=sys.stderr)
