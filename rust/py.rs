@@ -48,7 +48,7 @@ type Object = Py<PyAny>;
 /// Refuses environment variables that cannot be followed, at import.
 fn environment(py: Python<'_>) -> PyResult<()> {
     let error = |expected: String, name: &str| {
-        bad(py, name, &std::env::var_os(name).unwrap_or_default(), &expected)
+        bad(py, name, std::env::var_os(name).unwrap_or_default(), &expected)
     };
     simd::init().map_err(|expected| error(expected, "QRS_SIMD"))?;
     rows::threads_from_environment().map_err(|expected| error(expected, "QRS_NUM_THREADS"))?;
@@ -345,9 +345,9 @@ fn num_threads() -> usize {
 }
 
 #[pyfunction]
-fn set_num_threads(py: Python<'_>, n: Bound<'_, PyAny>) -> PyResult<()> {
+fn set_num_threads(py: Python<'_>, n: &Bound<'_, PyAny>) -> PyResult<()> {
     let threads = n.extract().ok().filter(|n| (1..=rows::MAX_THREADS).contains(n));
-    rows::set_num_threads(threads.ok_or_else(|| bad(py, "n", &n, &rows::expected_threads()))?);
+    rows::set_num_threads(threads.ok_or_else(|| bad(py, "n", n, &rows::expected_threads()))?);
     Ok(())
 }
 

@@ -184,6 +184,7 @@ pub fn threads_from_environment() -> Result<Option<usize>, String> {
 }
 
 /// What is expected of a number of threads.
+#[must_use]
 pub fn expected_threads() -> String {
     format!("an integer from 1 to {MAX_THREADS}")
 }
