@@ -6,13 +6,17 @@
 
 use crate::error::Fault;
 use crate::grid::{Block, Grid};
-use crate::numeric::{self, Codes, Element, code_offsets, nonfinite_bit};
+use crate::numeric::{self, Codes, Element, code_offsets};
 use crate::pack::{pack_row, packed_len, sign_bit, unpack_row};
 use crate::qparams::{Chosen, Given, Params, ScaleDtype, choose_part, choose_qparams_affine};
 use crate::range::group_range;
 use crate::rows::{Output, TILE, for_each_block, take, take_mut};
 use crate::simd::multiversion;
 use crate::x86::{Streamable, prefetch, worth_streaming};
+
+/// Elements of a tile that is decoded. Half of the others: their streaming stores drain from the store
+/// queue of the core while the next tile is computed, if they fit into it.
+const DECODED: usize = TILE / 2;
 
 /// Elements between two looks ahead; enough for a few vectors at once.
 const STEP: usize = 64;
@@ -213,9 +217,8 @@ multiversion! {
         part: Part<E>, codes: Codes, bits: u32, out: &mut Output<u8>,
     ) -> Result<(), Fault> {
         let Part { x, known_finite, grid, block, given } = part;
-        let mut ahead = Ahead::of(x, known_finite);
+        let mut pass = Pass::<E>::over(x, known_finite);
         let mut tile = [0; TILE];
-        let mut nonfinite = 0;
         for (row, x) in x.chunks_exact(block.cols.len()).enumerate() {
             let mut groups = block.row(grid);
             for x in x.chunks(TILE) {
@@ -225,15 +228,14 @@ multiversion! {
                     let (scale, zero_point) = given.group(block.index_of(row, segment.group));
                     let (low, high) = code_offsets(zero_point, codes);
                     let encode = |x| numeric::encode(x, scale, zero_point, low, high);
-                    let (x, q) = (&x[segment.elements.clone()], &mut q[segment.elements]);
-                    nonfinite |= map_checked::<E, _>(x, q, &mut ahead, encode);
+                    pass.map(&x[segment.elements.clone()], &mut q[segment.elements], encode);
                 }
                 if bits != 8 {
                     pack_row(&tile[..x.len()], bits, packed);
                 }
             }
         }
-        if nonfinite >> 31 == 0 { Ok(()) } else { Err(Fault::NonFinite) }
+        pass.finish()
     }
 }
 
@@ -242,8 +244,7 @@ multiversion! {
         part: Part<E>, codes: Codes, out: &mut Output<E::Repr>,
     ) -> Result<(), Fault> {
         let Part { x, known_finite, grid, block, given } = part;
-        let mut ahead = Ahead::of(x, known_finite);
-        let mut nonfinite = 0;
+        let mut pass = Pass::<E>::over(x, known_finite);
         for (row, x) in x.chunks_exact(block.cols.len()).enumerate() {
             let mut groups = block.row(grid);
             for x in x.chunks(TILE) {
@@ -254,11 +255,11 @@ multiversion! {
                     let encode_decode =
                         |x| E::narrow(numeric::encode_decode(x, scale, low, high));
                     let (x, x_hat) = (&x[segment.elements.clone()], &mut x_hat[segment.elements]);
-                    nonfinite |= map_checked::<E, _>(x, x_hat, &mut ahead, encode_decode);
+                    pass.map(x, x_hat, encode_decode);
                 }
             }
         }
-        if nonfinite >> 31 == 0 { Ok(()) } else { Err(Fault::NonFinite) }
+        pass.finish()
     }
 }
 
@@ -267,12 +268,12 @@ multiversion! {
         packed: &[u8], grid: Grid, block: &Block, given: Given, bits: u32, flip: u8,
         out: &mut Output<E::Repr>,
     ) {
-        let mut tile = [0; TILE];
+        let mut tile = [0; DECODED];
         let cols = block.cols.len();
         for (row, mut packed) in packed.chunks_exact(packed_len(cols, bits)).enumerate() {
             let mut groups = block.row(grid);
-            for start in (0..cols).step_by(TILE) {
-                let len = TILE.min(cols - start);
+            for start in (0..cols).step_by(DECODED) {
+                let len = DECODED.min(cols - start);
                 let packed = take(&mut packed, packed_len(len, bits));
                 let q = if bits == 8 {
                     packed
@@ -296,68 +297,73 @@ multiversion! {
     }
 }
 
-/// What a pass prefetches: the second half of the next part where a pass before has taken the first,
-/// or else all of what is as far ahead as hides the memory.
-enum Ahead<T> {
-    Half(*const T),
-    All(*const T),
+/// What a pass does on its way, beside its work.
+enum Pass<E: Element> {
+    /// After a pass that found everything finite and prefetched the first half of the next part:
+    /// prefetches the second half.
+    Second(*const E::Repr),
+    /// Prefetches what is so far ahead that it comes in time, and keeps an OR of the
+    /// [`Element::nonfinite_bit`]s.
+    Only(*const E::Repr, E::Bits),
 }
 
-impl<T: Streamable> Ahead<T> {
-    fn of(part: &[T], known_finite: bool) -> Self {
-        let end = part.as_ptr_range().end;
+impl<E: Element> Pass<E> {
+    #[inline(always)]
+    fn over(part: &[E::Repr], known_finite: bool) -> Self {
         if known_finite {
-            Self::Half(end.wrapping_add(part.len() / 2))
+            Self::Second(part.as_ptr().wrapping_add(part.len() + part.len() / 2))
         } else {
-            Self::All(part.as_ptr().wrapping_add(AHEAD))
+            Self::Only(part.as_ptr().wrapping_add(AHEAD), E::Bits::default())
         }
     }
-}
 
-/// Applies `f` to each element; an OR of their [`nonfinite_bit`]s, or 0 where that is known.
-#[inline(always)]
-fn map_checked<E: Element, B>(
-    from: &[E::Repr],
-    to: &mut [B],
-    ahead: &mut Ahead<E::Repr>,
-    f: impl Fn(f32) -> B,
-) -> u32 {
-    let mut nonfinite = 0;
-    match ahead {
-        Ahead::Half(next) => {
-            map_prefetching::<_, _, { STEP / 2 }>(from, to, *next, |x| f(E::widen(x)));
-            *next = next.wrapping_add(from.len() / 2);
-        }
-        Ahead::All(next) => {
-            for start in (0..from.len()).step_by(STEP) {
-                prefetch::<_, STEP>(next.wrapping_add(start));
+    /// Applies `f` to the next elements of the part.
+    #[inline(always)]
+    fn map<B>(&mut self, from: &[E::Repr], to: &mut [B], f: impl Fn(f32) -> B + Copy) {
+        let f = |x| f(E::widen(x));
+        match self {
+            Self::Second(next) => {
+                let work = |from: &[_], to: &mut [_]| map(from, to, f);
+                for_each_step::<_, _, { STEP / 2 }>(from, to, *next, work);
+                *next = next.wrapping_add(from.len() / 2);
             }
-            map(from, to, |x| {
-                let x = E::widen(x);
-                nonfinite |= nonfinite_bit(x);
-                f(x)
-            });
-            *next = next.wrapping_add(from.len());
+            Self::Only(next, nonfinite) => {
+                for_each_step::<_, _, STEP>(from, to, *next, |from, to| {
+                    // A sum of its own: adding to the one of all would wait for the step before.
+                    let zero = E::Bits::default();
+                    let step = from.iter().fold(zero, |sum, &x| sum | E::nonfinite_bit(x));
+                    *nonfinite = *nonfinite | step;
+                    map(from, to, f);
+                });
+                *next = next.wrapping_add(from.len());
+            }
         }
     }
-    nonfinite
+
+    #[inline(always)]
+    fn finish(self) -> Result<(), Fault> {
+        match self {
+            Self::Only(_, nonfinite) if nonfinite >= E::SIGN => Err(Fault::NonFinite),
+            Self::Second(_) | Self::Only(..) => Ok(()),
+        }
+    }
 }
 
-/// Applies `f` to each element, and prefetches `N` elements from `next` on for every [`STEP`] of them.
+/// Runs `work` on [`STEP`] elements at a time, and prefetches `N` elements from `next` on for each.
 #[inline(always)]
-fn map_prefetching<A: Streamable, B, const N: usize>(
+fn for_each_step<A: Streamable, B, const N: usize>(
     from: &[A],
     to: &mut [B],
     next: *const A,
-    mut f: impl FnMut(A) -> B,
+    mut work: impl FnMut(&[A], &mut [B]),
 ) {
     let (from_steps, from) = from.as_chunks::<STEP>();
     let (to_steps, to) = to.as_chunks_mut::<STEP>();
     for (index, (from, to)) in from_steps.iter().zip(to_steps).enumerate() {
         prefetch::<_, N>(next.wrapping_add(index * N));
-        map(from, to, &mut f);
+        work(from, to);
     }
-    map(from, to, f);
+    work(from, to);
 }
 
 /// Applies `f` to each element.

@@ -17,7 +17,7 @@
 //!
 //! This file is the one copy of each of these formulas. It knows nothing of arrays.
 
-use std::ops::BitXor;
+use std::ops::{BitOr, BitXor};
 
 use crate::x86::Streamable;
 
@@ -26,10 +26,13 @@ pub trait Element: Copy + Send + Sync + 'static {
     /// How a number of this format lies in memory.
     type Repr: Streamable + Send + Sync;
     /// Its bits, as an integer.
-    type Bits: Copy + Ord + BitXor<Output = Self::Bits>;
+    type Bits: Copy + Default + Ord + BitOr<Output = Self::Bits> + BitXor<Output = Self::Bits>;
     /// The sign bit: the pattern of -0.0.
     const SIGN: Self::Bits;
 
+    /// A number whose sign bit tells NaN and infinities from finite numbers; an OR of many tells
+    /// whether any was one. Adding one to an exponent of all ones carries into that bit.
+    fn nonfinite_bit(x: Self::Repr) -> Self::Bits;
     /// The bits of `x`.
     fn to_bits(x: Self::Repr) -> Self::Bits;
     /// The number with these bits.
@@ -56,6 +59,11 @@ impl Element for Float32 {
     const SIGN: u32 = 0x8000_0000;
 
     #[inline(always)]
+    fn nonfinite_bit(x: f32) -> u32 {
+        (x.to_bits() & 0x7fff_ffff) + 0x0080_0000
+    }
+
+    #[inline(always)]
     fn to_bits(x: f32) -> u32 {
         x.to_bits()
     }
@@ -80,6 +88,11 @@ impl Element for Float16 {
     type Repr = u16;
     type Bits = u16;
     const SIGN: u16 = 0x8000;
+
+    #[inline(always)]
+    fn nonfinite_bit(x: u16) -> u16 {
+        (x & 0x7fff) + 0x0400
+    }
 
     #[inline(always)]
     fn to_bits(x: u16) -> u16 {
@@ -125,6 +138,11 @@ impl Element for BFloat16 {
     type Repr = u16;
     type Bits = u16;
     const SIGN: u16 = 0x8000;
+
+    #[inline(always)]
+    fn nonfinite_bit(x: u16) -> u16 {
+        (x & 0x7fff) + 0x0080
+    }
 
     #[inline(always)]
     fn to_bits(x: u16) -> u16 {
@@ -230,14 +248,6 @@ pub fn choose_params<S: Element>(lo: f32, hi: f32, codes: Codes) -> Chosen {
         scale_overflow: !scale.is_finite(),
         decode_overflow: !(low * scale).is_finite() | !(high * scale).is_finite(),
     }
-}
-
-/// A number whose highest bit tells NaN and infinities from finite numbers; an OR of many tells
-/// whether any was one. Adding one to an exponent of all ones carries into that bit.
-#[inline(always)]
-#[must_use]
-pub fn nonfinite_bit(x: f32) -> u32 {
-    (x.to_bits() & 0x7fff_ffff) + 0x0080_0000
 }
 
 /// The code of `x`, as a byte; `low` and `high` are the [`code_offsets`].

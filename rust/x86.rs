@@ -38,10 +38,8 @@ pub fn worth_streaming(bytes: usize) -> bool {
 /// Bytes of a cache line, the unit of a streaming store.
 const LINE: usize = 64;
 
-/// Elements that [`StreamWriter`] stages (2 KiB of float32), and what it carries over. Not more: the
-/// streaming stores of one block drain from the core's store queue while the next block is computed,
-/// if they fit into it.
-const STAGE: usize = 512 + LINE;
+/// Elements that [`StreamWriter`] stages, and what it carries over: a tile of any kernel, in L1.
+const STAGE: usize = 1024 + LINE;
 
 /// What may be streamed: plain numbers whose bytes are all initialized and whose size divides a line.
 pub trait Streamable: Copy + Default + sealed::Sealed {}
