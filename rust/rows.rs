@@ -20,6 +20,8 @@ const BLOCK: usize = 1 << 17;
 /// Elements in a tile, the part of a block that is worked on at a time: small beside any first-level
 /// cache, and a multiple of 8, so that its packed codes start on a byte.
 pub(crate) const TILE: usize = 1024;
+// A tile is staged whole on its way around the caches.
+const _: () = assert!(TILE <= StreamWriter::<u8>::MAX_BLOCK);
 
 /// The most threads one may ask for.
 pub const MAX_THREADS: usize = 1024;
