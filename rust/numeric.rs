@@ -1,18 +1,21 @@
-//! The numeric contract, as far as Rust needs it:
+//! The numeric contract, rule by rule as in the reference backend (which also takes float64).
 //!
 //! 1. Arithmetic is float32. float16 and bfloat16 inputs widen exactly.
 //! 2. Rounding is to nearest, ties to even. Encode is `q = clip(rne(x / scale) + zero_point, qmin,
-//!    qmax)`: a true division, not a multiplication by the reciprocal; the clamp is done in float,
-//!    to `[qmin - zero_point, qmax - zero_point]`, before rounding and before the conversion to
-//!    integer. Decode is `x_hat = (q - zero_point) * scale`.
-//! 3. Symmetric: `scale = max(hi / qmax, lo / qmin)`, `zero_point = 0`. Asymmetric: the range is
-//!    widened to hold 0, `scale = (hi - lo) / (qmax - qmin)`, `zero_point = clip(rne(qmin - lo /
-//!    scale), qmin, qmax)`; where `hi - lo` overflows, `hi / n - lo / n`. In every mode, a range
-//!    whose extreme codes would decode to infinity is an error that names the group.
-//! 4. A group whose scale comes out as zero gets scale 1 and decodes to exact zeros. Subnormals are
-//!    kept.
+//!    qmax)`: a true division, not a multiplication by the reciprocal; the clamp is done in float, to
+//!    `[qmin - zero_point, qmax - zero_point]`, before rounding and before the conversion to integer.
+//!    Any implementation that gives the same bits as the division will do. Decode is
+//!    `x_hat = (q - zero_point) * scale`.
+//! 3. Symmetric: `scale = max(hi / qmax, lo / qmin)`, `zero_point = 0`; where `qmin = -qmax`, that is
+//!    `absmax / qmax`. Asymmetric: the range is widened to hold 0, `scale = (hi - lo) / (qmax - qmin)`,
+//!    `zero_point = clip(rne(qmin - lo / scale), qmin, qmax)`; where `hi - lo` overflows,
+//!    `hi / n - lo / n`. In every mode, a range whose extreme codes would decode to infinity is an
+//!    error that names the group.
+//! 4. A group whose scale comes out as zero (all zeros, or so small that the quotient underflows) gets
+//!    scale 1 and decodes to exact zeros. Subnormals are kept.
 //! 5. NaN and infinities are an error, found in the pass that reads everything anyway.
-//! 6. Scales are rounded to their stored dtype first; zero points and codes are computed with the
+//! 6. Float32 sums have a fixed order of lanes; no kernel here has one yet.
+//! 7. Scales are rounded to their stored dtype first; zero points and codes are computed with the
 //!    rounded ones. A scale that overflows its dtype is an error.
 //!
 //! This file is the one copy of each of these formulas. It knows nothing of arrays.
