@@ -20,7 +20,7 @@ from ..qtensor import QTensor
 from . import scales
 from .base import Array
 from .checks import check_overflow, underflow_groups
-from .layout import Layout, empty_like_parts, layout_of
+from .layout import Layout, empty_like_parts, layout_of, unpacked_bits
 
 if TYPE_CHECKING:
     from .float import Float
@@ -134,11 +134,10 @@ def dequantize(
 
 def codes_of(scheme: Float, qt: QTensor, backend: Reference) -> Array:
     """The codes as unsigned integers, one for each element, in the shape of the tensor."""
-    packed = contiguous(qt.packed)
     if scheme.bits == 4:
-        rows = packed.reshape(-1, packed.shape[-1])
-        return backend.unpack_bits(rows, 4, qt.shape[-1], False).reshape(qt.shape)
-    return packed.view(scheme.float_format.code_dtype).reshape(qt.shape)
+        stored = layout_of(scheme, qt.shape).stored_shape
+        return unpacked_bits(qt.packed, 4, False, stored, backend).reshape(qt.shape)
+    return contiguous(qt.packed).view(scheme.float_format.code_dtype).reshape(qt.shape)
 
 
 def check_fits(scheme: Float, rows: Array, shape: tuple[int, ...], backend: Reference) -> None:
