@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from .. import api, backends
 from ..arrays import float_dtype_name
 from ..constants import DTYPES
+from ..devices import moved, on_host
 from ..errors import ArgTypeError, ArgValueError, QrsError, QrsMemoryError, bad
 from ..formats.atomic import as_path
 from ..formats.header import dtype_name
@@ -148,13 +149,13 @@ def quantize_tensor(
     for rows in row_blocks(t.shape, 8) if t.is_rowwise else [slice(0, t.shape[0])]:
         x = file.read_rows(t.name, rows.start, rows.stop)
         try:
-            qt = api.quantize(x, t.scheme, backend=backend)
+            qt = api.quantize(moved(x, backends.get(backend).library), t.scheme, backend=backend)
         except ArgValueError as error:
             raise explain(file, t, error, backend) from None
-        for leaf, array in qt.leaves():
+        for leaf, array in qt.to("numpy").leaves():
             pieces.setdefault(leaf, []).append(array)
         for part in row_blocks(qt.shape):
-            errors.add(x[part], qt[part].dequantize(backend=backend))
+            errors.add(x[part], on_host(qt[part].dequantize(backend=backend)))
         if progress is not None:
             progress(t.name, x.nbytes)
     for leaf, arrays in pieces.items():
@@ -166,7 +167,9 @@ def explain(file: QrsFile, t: TensorPlan, error: QrsError, backend: str) -> QrsE
     """The error of the whole tensor: one of a block of rows has neither its indices nor counts."""
     assert t.scheme is not None
     try:
-        api.quantize(file.read(t.name), t.scheme, backend=backend)
+        api.quantize(
+            moved(file.read(t.name), backends.get(backend).library), t.scheme, backend=backend
+        )
     except QrsError as whole:
         error = whole
     return _of_tensor(error, t.name)
