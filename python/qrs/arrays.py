@@ -35,8 +35,8 @@ _BLOCK = 1 << 20
 _KERNEL_DTYPES = frozenset(d for d in DTYPES.values() if d != np.float64)
 
 
-def as_input(x: Any, arg: str = "x") -> Array:
-    """A float array of one dimension or more, in C order, aligned, native; float64 is kept.
+def as_input(x: Any, arg: str = "x", *, min_ndim: int = 1) -> Array:
+    """A float array of `min_ndim` or more dimensions, C order, aligned, native; float64 is kept.
 
     Values are not looked at here: the kernels find NaN and infinities in the pass that reads
     everything anyway. Raises `ArgTypeError`, `ArgValueError` and `QrsMemoryError`.
@@ -45,10 +45,15 @@ def as_input(x: Any, arg: str = "x") -> Array:
     (dtype('float64'), True)
     """
     array = plain(x, arg)
-    if array.ndim == 0:
-        raise bad(arg, "ndim 0", 0, ">= 1")
+    if array.ndim < min_ndim:
+        raise bad(arg, f"ndim {array.ndim}", array.ndim, f">= {min_ndim}")
     if array.dtype not in _KERNEL_DTYPES:
         array = _with_accepted_dtype(array, arg)
+    return in_c_order(array, arg)
+
+
+def in_c_order(array: Array, arg: str = "x") -> Array:
+    """The array itself, or a copy where it is not in C order or not aligned."""
     flags = array.flags
     if flags.c_contiguous and flags.aligned:
         return array
@@ -93,12 +98,15 @@ def nonfinite_error(x: Array, arg: str = "x") -> ArgValueError:
     )
 
 
-def check_out(out: Any, shape: tuple[int, ...], dtype: str, inputs: list[Array]) -> None:
+def check_out(
+    out: Any, shape: tuple[int, ...], dtype: str | np.dtype[Any], inputs: list[Array]
+) -> None:
     """Raise unless `out` can take a result: writable C order, right shape and dtype, no overlap."""
+    wanted = DTYPES[dtype] if isinstance(dtype, str) else dtype
     if type(out) is not np.ndarray:
         raise bad("out", f"got {type(out).__name__}", type(out), "a numpy array", ArgTypeError)
     found = None
-    if out.shape != shape or out.dtype != DTYPES[dtype]:
+    if out.shape != shape or out.dtype != wanted:
         found = f"{out.dtype} of shape {out.shape}"
     elif not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
         found = "an array that is not writable, aligned and in C order"
