@@ -69,8 +69,8 @@ def as_kernel_float(x: Array, arg: str = "x") -> Array:
         narrow = x.astype(np.float32)
     overflow = np.isinf(narrow) & np.isfinite(x)
     if overflow.any():
-        at = np.unravel_index(int(np.argmax(overflow)), x.shape)
-        found = f"{x[at]} at {index_text(at)} overflows float32"
+        at, where = first_index(overflow)
+        found = f"{x[at]}{where} overflows float32"
         raise bad(arg, found, float(x[at]), "at most 3.4028235e+38")
     return narrow
 
@@ -190,6 +190,16 @@ def index_text(index: Any) -> str:
     ('(5, 7)', '(3,)')
     """
     return str(tuple(int(i) for i in index))
+
+
+def first_index(wrong: Array) -> tuple[Any, str]:
+    """The index of the first True, and how messages say it; a single number needs no index.
+
+    >>> first_index(np.array([[False, False], [True, True]]))[1], first_index(np.array(True))[1]
+    (' at (1, 0)', '')
+    """
+    at = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+    return at, f" at {index_text(at)}" if wrong.ndim else ""
 
 
 def plain(x: Any, arg: str = "x", integers: bool = False) -> Array:
