@@ -196,13 +196,13 @@ def show_formats(json: bool) -> None:
         show_json({"formats": [asdict(row) for row in rows]})
         return
     # Two tables, since one would be wider than many terminals.
-    titles = ("bits", "sign", "exponent", "mantissa", "bias", "infinities", "NaN")
-    show_table(_columns(titles), map(_fields_row, rows))
-    titles = ("largest", "smallest normal", "smallest subnormal", "epsilon")
-    show_table(_columns(titles), map(_values_row, rows))
+    fields = _columns("bits", "sign", "exponent", "mantissa", "bias", "infinities", "NaN")
+    show_table(fields, map(_fields_row, rows))
+    values = _columns("largest", "smallest normal", "smallest subnormal", "epsilon")
+    show_table(values, map(_values_row, rows))
 
 
-def _columns(titles: tuple[str, ...]) -> list[tuple[str, str]]:
+def _columns(*titles: str) -> list[tuple[str, str]]:
     return [("format", LEFT), *((title, RIGHT) for title in titles)]
 
 

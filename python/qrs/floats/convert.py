@@ -178,7 +178,9 @@ def _encode_float(
     try:
         return backend.encode_float(_row(x), name, saturate, bits)
     except KernelFault:
-        raise _refused(x, np.isnan(x), name) from None
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            nan = np.isnan(x)
+        raise _refused(x, nan, name) from None
 
 
 def _encode_int8(x: Array, saturate: bool, backend: Reference, out: Array | None) -> Array:
