@@ -29,7 +29,7 @@ def words(text: str) -> list[list[str]]:
 
 
 def test_one_format_is_a_picture() -> None:
-    assert words(run("0.1", "--format", "bf16").stdout) == words("""\
+    expected = """\
 0.1 in bf16: 0x3dcd = 0b0011110111001101
 
    sign        exponent         mantissa
@@ -39,20 +39,8 @@ def test_one_format_is_a_picture() -> None:
 stored      0.10009765625, a normal number
 error       +9.765625e-05, relative 0.0009765625
 neighbours  0.099609375 and 0.1005859375, ulp 0.00048828125
-""")
-
-
-def test_the_fields_are_one_below_the_other() -> None:
-    _, _, names, digits, meanings, *_ = run("0.1", "--format", "bf16").stdout.splitlines()
-    for name, field, meaning in (
-        ("sign", "0", "+"), ("mantissa", "1001101", "1 + 77/128")
-    ):  # fmt: skip
-        middles = [
-            line.index(word) + len(word) / 2
-            for line, word in ((names, name), (digits, field), (meanings, meaning))
-        ] if name == "mantissa" else [names.index("sign") + 2, digits.index("0") + 0.5,
-                                      meanings.index("+") + 0.5]  # fmt: skip
-        assert max(middles) - min(middles) <= 1.5, name
+"""
+    assert run("0.1", "--format", "bf16").stdout == expected
 
 
 @pytest.mark.parametrize(
@@ -63,7 +51,8 @@ def test_the_fields_are_one_below_the_other() -> None:
                                         "- 2^(1 - 7) = 2^-6 0 + 0/8", "stored -0, zero"]),
         (["0.005", "--format", "e4m3"], ["0 0000 011", "+ 2^(1 - 7) = 2^-6 0 + 3/8",
                                          "stored 0.005859375, a subnormal number"]),
-        (["0x1.8p-3", "--format", "f16"], ["stored 0.1875, a normal number", "error 0, relative 0"]),
+        (["0x1.8p-3", "--format", "f16"], ["stored 0.1875, a normal number",
+                                           "error 0, relative 0"]),
         (["-inf", "--format", "bf16"], ["1 11111111 0000000", "- infinity", "stored -inf, infinity",
                                         "neighbours none and -3.3895313892515355e+38, ulp nan"]),
         (["nan", "--format", "e4m3"], ["nan in e4m3: 0x7f = 0b01111111", "+ nan",
@@ -87,9 +76,17 @@ def test_all_formats_are_a_line_each() -> None:
     assert printed[0] == ["0.1"]
     rows = {line[0]: line[1:] for line in printed if line and line[0] in floats.NAMES}
     assert tuple(rows) == floats.NAMES
-    assert rows["bf16"] == "0x3dcd 0.100097656 +9.77e-05 normal 0 01111011 1001101".split()
-    assert rows["e2m1"] == "0x0 0 -0.1 zero 0 00 0".split()
-    assert rows["int8"] == "0x00 0 -0.1 zero 0 0000000".split()
+    assert rows["bf16"] == [
+        "0x3dcd",
+        "0.100097656",
+        "+9.77e-05",
+        "normal",
+        "0",
+        "01111011",
+        "1001101",
+    ]
+    assert rows["e2m1"] == ["0x0", "0", "-0.1", "zero", "0", "00", "0"]
+    assert rows["int8"] == ["0x00", "0", "-0.1", "zero", "0", "0000000"]
     rows = {line[0]: line[1:] for line in words(run("nan").stdout) if line}
     assert rows["e2m1"] == ["-", "cannot", "hold", "nan", "-", "-", "-"]
     assert rows["e5m2"][:4] == ["0x7e", "nan", "nan", "nan"]
@@ -98,7 +95,14 @@ def test_all_formats_are_a_line_each() -> None:
 def test_some_formats_and_several_numbers() -> None:
     out = run("1", "-2.5", "--format", "fp16", "--format", "e4m3", "--format", "f16").stdout
     firsts = [line[0] for line in words(out) if line and line[0] != "format"]
-    assert [first for first in firsts if "─" not in first] == ["1", "f16", "e4m3", "-2.5", "f16", "e4m3"]
+    assert [first for first in firsts if "─" not in first] == [
+        "1",
+        "f16",
+        "e4m3",
+        "-2.5",
+        "f16",
+        "e4m3",
+    ]
     out = run("1", "2", "--format", "f16", "--code", "0x3c01").stdout
     assert re.findall(r"^(\S+) in f16", out, re.MULTILINE) == ["1", "2", "0x3c01"]
 
