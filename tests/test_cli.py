@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from typer.testing import CliRunner
 
 import qrs
 from checkpoints import digests, normal, save_model, save_sharded, small_model
-from processes import clean_environment
+from processes import clean_environment, on_a_terminal
 from qrs import backends
 from qrs.cli.app import Group
 from qrs.cli.commands import app
@@ -233,29 +232,6 @@ def test_progress_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture
         "quantizing: 40 %, 40.0 of 100.0 MB, 20 MB/s, 3 s left",
         "quantizing: 80 %, 80.0 of 100.0 MB, 20 MB/s, 1 s left",
     ]
-
-
-def on_a_terminal(arguments: list[str], env: dict[str, str]) -> str:
-    """What a command writes where stdout and stderr are a terminal."""
-    parent, child = pty.openpty()
-    command = [sys.executable, "-m", "qrs", *arguments]
-    base = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS")}
-    process = subprocess.Popen(
-        command, stdout=child, stderr=child, env={**base, "TERM": "xterm", **env}
-    )
-    os.close(child)
-    data = b""
-    while True:
-        try:
-            piece = os.read(parent, 65536)
-        except OSError:  # how Linux says that the other end is closed
-            break
-        if not piece:
-            break
-        data += piece
-    os.close(parent)
-    assert process.wait() == 0, data
-    return data.decode()
 
 
 def test_a_terminal_gets_a_bar_with_rate_and_time_left_and_no_color_is_respected(
