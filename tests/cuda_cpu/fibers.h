@@ -14,9 +14,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
-#include <random>
 #include <string>
+#include <utility>
 #include <vector>
 #ifndef __x86_64__
 #include <ucontext.h>
@@ -118,7 +117,16 @@ static unsigned count, current;     // threads of the block; the one that runs
 static unsigned at_barrier, exited;  // how many of them
 static Context scheduler;
 static std::string error;
-static const std::function<void()>* body;
+
+// The lanes of a warp, as bits: those that wait in a *_sync, and those that will never be in one.
+struct Warp {
+    uint32_t waiting, gone;
+};
+static Warp warps[MAX_THREADS / 32];
+
+// The kernel with its arguments bound: calls body(bound).
+static void (*body)(const void*);
+static const void* bound;
 
 inline Thread& self() { return threads[current]; }
 
@@ -139,10 +147,16 @@ inline std::string describe(const Operation& o) {
     return std::string(o.name) + " at " + o.file + ":" + std::to_string(o.line);
 }
 
+inline bool same(const Operation& a, const Operation& b) {
+    return a.line == b.line && a.mask == b.mask && (a.name == b.name || !strcmp(a.name, b.name)) &&
+           (a.file == b.file || !strcmp(a.file, b.file));
+}
+
 inline void run_thread() {
-    (*body)();
+    body(bound);
     self().state = State::exited;
     exited++;
+    warps[current / 32].gone |= 1u << current % 32;
     if (at_barrier) fail("divergent barrier: a thread has exited while others wait for it");
     leave();
     abort();
@@ -157,7 +171,7 @@ inline void barrier(Operation here) {
     if (++at_barrier < count) return leave();
     for (unsigned i = 0; i < count; i++) {
         const Operation& there = threads[i].operation;
-        if (there.line != here.line || strcmp(there.file, here.file) != 0)
+        if (!same(here, there))
             fail("divergent barrier: " + describe(there) + " and " + describe(here));
         threads[i].state = State::ready;
     }
@@ -168,34 +182,29 @@ inline void barrier(Operation here) {
 // The lanes of `here.mask` meet; the last to arrive lets `answer(lanes)` turn all values into results.
 template <typename Answer>
 uint64_t meet(const Operation& here, uint64_t value, uint32_t other, Answer answer) {
-    const unsigned lane = current % 32, base = current - lane;
-    Thread* lanes = threads + base;
+    const unsigned lane = current % 32;
+    Thread* lanes = threads + (current - lane);
+    Warp& warp = warps[current / 32];
     if (!(here.mask >> lane & 1)) fail(describe(here) + ": the mask lacks the lane that calls");
+    if (here.mask & warp.gone) fail(describe(here) + ": the mask names a lane that has exited");
     self().operation = here;
     self().value = value;
     self().other = other;
     self().state = State::at_warp_operation;
-    bool complete = true;
-    for (unsigned i = 0; i < 32; i++) {
-        if (!(here.mask >> i & 1)) continue;
-        if (base + i >= count || lanes[i].state == State::exited)
-            fail(describe(here) + ": the mask names a lane that has exited");
-        if (lanes[i].state != State::at_warp_operation) complete = false;
-    }
-    if (!complete) {
+    warp.waiting |= 1u << lane;
+    if ((warp.waiting & here.mask) != here.mask) {
         leave();
         return self().value;
     }
     for (unsigned i = 0; i < 32; i++) {
-        if (!(here.mask >> i & 1)) continue;
         const Operation& there = lanes[i].operation;
-        if (there.mask != here.mask || there.line != here.line || strcmp(there.name, here.name) ||
-            strcmp(there.file, here.file))
+        if ((here.mask >> i & 1) && !same(here, there))
             fail("lanes of a warp diverge: " + describe(there) + " and " + describe(here));
     }
     answer(lanes);
     for (unsigned i = 0; i < 32; i++)
         if (here.mask >> i & 1) lanes[i].state = State::ready;
+    warp.waiting &= ~here.mask;
     leave();
     return self().value;
 }
@@ -204,11 +213,14 @@ uint64_t meet(const Operation& here, uint64_t value, uint32_t other, Answer answ
 
 struct Order {
     unsigned order;
-    std::mt19937 random;
+    uint64_t random;
     explicit Order(unsigned order) : order(order), random(order) {}
 
-    // Any number below n; std::uniform_int_distribution differs between libraries.
-    unsigned below(unsigned n) { return random() % n; }
+    // Any number below n: the high bits of a linear congruential generator (Knuth's MMIX).
+    unsigned below(unsigned n) {
+        random = random * 6364136223846793005u + 1442695040888963407u;
+        return unsigned(random >> 33) % n;
+    }
 
     unsigned block(unsigned i, unsigned n, std::vector<unsigned>& shuffled) {
         if (order < 4) return order % 2 ? n - 1 - i : i;
@@ -235,10 +247,10 @@ struct Order {
     template <typename Resume>
     bool step(Resume resume) {
         if (order < 2) return sweep(0, count, order == 1, resume);
-        const unsigned warps = (count + 31) / 32;
+        const unsigned n = (count + 31) / 32;
         if (order < 4) {
-            for (unsigned i = 0; i < warps; i++) {
-                const unsigned first = 32 * (order == 3 ? warps - 1 - i : i);
+            for (unsigned i = 0; i < n; i++) {
+                const unsigned first = 32 * (order == 3 ? n - 1 - i : i);
                 const unsigned last = std::min(first + 32, count);
                 if (sweep(first, last, order == 3, resume)) return true;
             }
@@ -279,11 +291,14 @@ inline char* stack_of(unsigned t) {
 inline void run_block(Order& order) {
     poison_shared();
     at_barrier = exited = 0;
+    for (unsigned w = 0; 32 * w < count; w++)
+        warps[w] = {0, count - 32 * w < 32 ? ~0u << count % 32 : 0};
     for (unsigned t = 0; t < count; t++) {
         const unsigned row = t / blockDim.x;
         threads[t].index = {t % blockDim.x, row % blockDim.y, row / blockDim.y};
         threads[t].state = State::ready;
-        start(threads[t].context, stack_of(t), STACK, run_thread);
+        // Tops at different places of a page: or all would compete for the same lines of the cache.
+        start(threads[t].context, stack_of(t), STACK - t % 64 * 192, run_thread);
     }
     while (error.empty() && order.step(resume)) {
     }
@@ -303,11 +318,13 @@ inline bool valid(const unsigned* grid, const unsigned* block) {
 }
 
 // Run a kernel, all of whose arguments are bound in `kernel`: null, or what was wrong.
-inline const char* run_grid(const unsigned* grid, const unsigned* block, unsigned order_number,
-                            const std::function<void()>& kernel) {
+template <typename Kernel>
+const char* run_grid(const unsigned* grid, const unsigned* block, unsigned order_number,
+                     const Kernel& kernel) {
     if (!valid(grid, block)) return "invalid argument: the sizes of the grid or the block";
     error.clear();
-    body = &kernel;
+    body = [](const void* k) { (*static_cast<const Kernel*>(k))(); };
+    bound = &kernel;
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};
     count = block[0] * block[1] * block[2];
