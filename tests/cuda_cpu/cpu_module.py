@@ -147,6 +147,7 @@ def library(source: str) -> ctypes.PyDLL:
         unfinished = path.with_suffix(f".{os.getpid()}")
         done = subprocess.run(
             [*_command(), "-o", str(unfinished)],
+            env={k: v for k, v in os.environ.items() if k != "LD_PRELOAD"},  # of sanitize.py
             input=source,
             capture_output=True,
             text=True,
