@@ -23,7 +23,8 @@ from qrs.backends import cuda
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent.parent / "build" / "cuda_cpu"
-HEADERS = ("fibers.h", "cuda_cpu.h")
+HEADERS = ("fibers.h", "cuda_cpu.h", "ptx_cpu.h")
+EXPORT = '#define EXPORT extern "C" __attribute__((visibility("default")))'
 ORDERS = (0, 1, 2, 3, 7, 8)  # lockstep up and down, greedy up and down, two seeds
 SANITIZE = "QRS_CUDA_SANITIZE"  # set by sanitize.py
 
@@ -44,11 +45,14 @@ class CpuModule:
     def __init__(
         self, family_or_source: str, names: Sequence[str], order: int | None = None
     ) -> None:
+        self._prepare(family_or_source, names, order)
+        self._library = library(self.source + _tail(self.names))
+
+    def _prepare(self, family_or_source: str, names: Sequence[str], order: int | None) -> None:
         text = family_or_source
         self.source = cuda.source(text) if text.isidentifier() else text
         self.names = tuple(names)
         self.order = int(os.environ.get("QRS_CUDA_ORDER", "0")) if order is None else order
-        self._library = library(self.source + _tail(self.names))
 
     def get_function(self, name: str) -> Kernel:
         """The kernel, called as `kernel(grid, block, args)`."""
@@ -73,11 +77,14 @@ def arguments(name: str, kinds: Sequence[str], args: tuple[Any, ...]) -> list[An
     """The arguments of a kernel as C values; TypeError where one is not what its parameter is.
 
     `kinds` has "p" for a pointer, else a letter and a size: "i8" for long long, "f4" for float.
+    PTX does not tell everything: its "q8" is a pointer or an integer, its "i1" may be a bool.
     """
     if not isinstance(args, tuple) or len(args) != len(kinds):
         raise TypeError(f"{name}: takes a tuple of {len(kinds)} arguments, got {args!r}")
     return [
-        _pointer(name, i, arg) if kind == "p" else _scalar(name, i, kind, arg)
+        _pointer(name, i, arg)
+        if kind == "p" or (kind == "q8" and not isinstance(arg, np.generic))
+        else _scalar(name, i, kind, arg)
         for i, (kind, arg) in enumerate(zip(kinds, args, strict=True))
     ]
 
@@ -100,8 +107,8 @@ def _scalar(name: str, index: int, kind: str, arg: Any) -> Any:
             f" of {kind[1:]} bytes"
         )
     found = {"u": "i", "V": "s"}.get(arg.dtype.kind, arg.dtype.kind) + str(arg.dtype.itemsize)
-    if found != kind:
-        words = {"i": "integer", "f": "float", "b": "bool", "s": "struct"}
+    if found != kind and (found, kind) not in {("i8", "q8"), ("b1", "i1")}:
+        words = {"i": "integer", "q": "integer", "f": "float", "b": "bool", "s": "struct"}
         raise TypeError(
             f"{name}: argument {index} is {arg.dtype} where the kernel has a"
             f" {kind[1:]}-byte {words[kind[0]]}"
@@ -123,7 +130,7 @@ def _sizes(sizes: tuple[int, ...]) -> Any:
 
 def _tail(names: Sequence[str]) -> str:
     """What exports each instantiated kernel, and says what its parameters are."""
-    lines = ["", '#line 1 "exports"', '#define EXPORT extern "C" __attribute__((visibility("default")))']
+    lines = ["", '#line 1 "exports"', EXPORT]
     for i, name in enumerate(names):
         lines += [
             f"EXPORT const char* qrs_signature_{i}() {{ return cuda_cpu::signature(&{name}); }}",
@@ -147,6 +154,7 @@ def library(source: str) -> ctypes.PyDLL:
         unfinished = path.with_suffix(f".{os.getpid()}")
         done = subprocess.run(
             [*_command(), "-o", str(unfinished)],
+            env={k: v for k, v in os.environ.items() if k != "LD_PRELOAD"},  # of sanitize.py
             input=source,
             capture_output=True,
             text=True,

@@ -18,7 +18,7 @@
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 #define __grid_constant__
-#define __align__(n) alignas(n)
+#define __align__(n) __attribute__((aligned(n)))
 #define __shared__ static __attribute__((section("qrs_shared")))
 
 // ---- Vectors, aligned as on a GPU ------------------------------------------------------------------
