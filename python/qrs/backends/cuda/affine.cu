@@ -93,10 +93,10 @@ __global__ void quantize_affine(const typename T::Bits* x, i64 rows, i64 cols, i
     const i64 row_bytes = (cols * bits + 7) / 8;
     bool finite = true;
     for (i64 unit = first_unit(); unit < shape.units(); unit += stride()) {
-        const Place place(unit, shape);
+        Place place(unit, shape);
         const typename T::Bits* values = x + place.index(shape);
         u64 packed = 0;
-        if (place.whole && is_aligned(values, 16)) {
+        if (place.is_whole() && is_aligned(values, 16)) {
             const int z = zero_point_of(zero_point, place.group, symmetric);
             const Encoder<true> encoder(scale[place.group], z, qmin, qmax);
             const Octet<T> octet = Octet<T>::load(values);
@@ -109,12 +109,11 @@ __global__ void quantize_affine(const typename T::Bits* x, i64 rows, i64 cols, i
             packed = Packer(bits, qmin < 0, z).pack(raw);
         } else {
 #pragma unroll 1
-            for (int k = 0; k < place.count; k++) {
-                const i64 group = place.group_of(k, shape);
-                const int z = zero_point_of(zero_point, group, symmetric);
+            for (int k = 0; k < place.count; k++, place.next(shape)) {
+                const int z = zero_point_of(zero_point, place.group, symmetric);
                 const float value = T::widen(values[k]);
                 finite = finite && is_finite(value);
-                const u32 raw = Encoder<true>(scale[group], z, qmin, qmax).raw(value);
+                const u32 raw = Encoder<true>(scale[place.group], z, qmin, qmax).raw(value);
                 packed |= Packer(bits, qmin < 0, z).place(raw, k);
             }
         }
@@ -133,11 +132,11 @@ __global__ void dequantize_affine(const u8* packed, i64 rows, i64 cols, i64 grou
     const u32 mask = (1u << bits) - 1;
     const i64 row_bytes = (cols * bits + 7) / 8;
     for (i64 unit = first_unit(); unit < shape.units(); unit += stride()) {
-        const Place place(unit, shape);
+        Place place(unit, shape);
         typename T::Bits* values = out + place.index(shape);
         const u64 codes = load_bytes(packed + place.row * row_bytes + place.col / 8 * bits,
                                      (place.count * bits + 7) / 8);
-        if (place.whole && is_aligned(values, 16)) {
+        if (place.is_whole() && is_aligned(values, 16)) {
             const int z = zero_point_of(zero_point, place.group, symmetric);
             const Decoder decoder(scale[place.group], z, is_signed, bits);
             float x[8];
@@ -146,11 +145,10 @@ __global__ void dequantize_affine(const u8* packed, i64 rows, i64 cols, i64 grou
             Octet<T>::narrow(x).store(values);
         } else {
 #pragma unroll 1
-            for (int k = 0; k < place.count; k++) {
-                const i64 group = place.group_of(k, shape);
-                const int z = zero_point_of(zero_point, group, symmetric);
+            for (int k = 0; k < place.count; k++, place.next(shape)) {
+                const int z = zero_point_of(zero_point, place.group, symmetric);
                 const u32 code = u32(codes >> bits * k) & mask;
-                values[k] = T::narrow(Decoder(scale[group], z, is_signed, bits).decode(code));
+                values[k] = T::narrow(Decoder(scale[place.group], z, is_signed, bits).decode(code));
             }
         }
     }
@@ -164,10 +162,10 @@ __global__ void fake_quantize_affine(const typename T::Bits* x, i64 rows, i64 co
     const Shape shape(rows, cols, group_size);
     bool finite = true;
     for (i64 unit = first_unit(); unit < shape.units(); unit += stride()) {
-        const Place place(unit, shape);
+        Place place(unit, shape);
         const typename T::Bits* values = x + place.index(shape);
         typename T::Bits* results = out + place.index(shape);
-        if (place.whole && is_aligned(values, 16) && is_aligned(results, 16)) {
+        if (place.is_whole() && is_aligned(values, 16) && is_aligned(results, 16)) {
             const int z = zero_point_of(zero_point, place.group, symmetric);
             const float step = scale[place.group];
             const Encoder<true> encoder(step, z, qmin, qmax);
@@ -181,10 +179,9 @@ __global__ void fake_quantize_affine(const typename T::Bits* x, i64 rows, i64 co
             Octet<T>::narrow(x_hat).store(results);
         } else {
 #pragma unroll 1
-            for (int k = 0; k < place.count; k++) {
-                const i64 group = place.group_of(k, shape);
-                const int z = zero_point_of(zero_point, group, symmetric);
-                const float value = T::widen(values[k]), step = scale[group];
+            for (int k = 0; k < place.count; k++, place.next(shape)) {
+                const int z = zero_point_of(zero_point, place.group, symmetric);
+                const float value = T::widen(values[k]), step = scale[place.group];
                 finite = finite && is_finite(value);
                 const float q = rounded(Encoder<true>(step, z, qmin, qmax).quotient(value));
                 results[k] = T::narrow(__fmul_rn(q, step));

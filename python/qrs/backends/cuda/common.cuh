@@ -70,7 +70,12 @@ struct f32 {
     static constexpr int words = 8;
     static DEVICE float widen(float x) { return x; }
     static DEVICE float narrow(float x) { return x; }
-    static DEVICE float element(const u32* words, int k) { return float_of(words[k]); }
+    static constexpr u32 nan = 0x7fc00000u;
+    static DEVICE u32 raw(const u32* words, int k) { return words[k]; }
+    static DEVICE void put(u32* words, int k, u32 raw) { words[k] = raw; }
+    static DEVICE float value(u32 raw) { return float_of(raw); }
+    static DEVICE u32 to_raw(float x) { return bits_of(x); }
+    static DEVICE float from_raw(u32 raw) { return float_of(raw); }
     static DEVICE u32 smaller(u32 a, u32 b) { return bits_of(min_nan(float_of(a), float_of(b))); }
     static DEVICE u32 larger(u32 a, u32 b) { return bits_of(max_nan(float_of(a), float_of(b))); }
     static DEVICE u32 magnitude(u32 word) { return word & 0x7fffffffu; }
@@ -86,9 +91,14 @@ template <class H>
 struct Halves {
     using Bits = u16;
     static constexpr int words = 4;
-    static DEVICE float element(const u32* words, int k) {
-        return H::widen(u16(words[k / 2] >> 16 * (k & 1)));
+    static DEVICE u32 raw(const u32* words, int k) { return words[k / 2] >> 16 * (k & 1) & 0xffff; }
+    static DEVICE void put(u32* words, int k, u32 raw) {
+        const int shift = 16 * (k & 1);
+        words[k / 2] = (words[k / 2] & ~(0xffffu << shift)) | raw << shift;
     }
+    static DEVICE float value(u32 raw) { return H::widen(u16(raw)); }
+    static DEVICE u32 to_raw(u16 x) { return x; }
+    static DEVICE u16 from_raw(u32 raw) { return u16(raw); }
     static DEVICE float smallest(u32 word) {
         return min_nan(H::widen(u16(word)), H::widen(u16(word >> 16)));
     }
@@ -113,6 +123,7 @@ struct Halves {
 };
 
 struct f16 : Halves<f16> {
+    static constexpr u32 nan = 0x7e00;
     static constexpr bool extreme_exponents = false;
 #ifdef __CUDA_ARCH__
     static DEVICE float widen(u16 x) {
@@ -153,6 +164,7 @@ struct f16 : Halves<f16> {
 };
 
 struct bf16 : Halves<bf16> {
+    static constexpr u32 nan = 0x7fc0;
     static constexpr bool extreme_exponents = true;
     static DEVICE float widen(u16 x) { return float_of(u32(x) << 16); }
     static DEVICE u16 narrow(float x) {
@@ -178,7 +190,9 @@ template <class T>
 struct Octet {
     u32 word[T::words];
 
-    DEVICE float operator[](int k) const { return T::element(word, k); }
+    DEVICE u32 raw(int k) const { return T::raw(word, k); }
+    DEVICE void put(int k, u32 raw) { T::put(word, k, raw); }
+    DEVICE float operator[](int k) const { return T::value(raw(k)); }
 
     // From an address that 16 divides. Nothing is read twice: the cache may forget it.
     static DEVICE Octet load(const typename T::Bits* p) {
@@ -254,12 +268,11 @@ struct Shape {
     DEVICE i64 units() const { return rows * octets; }
 };
 
-// Where octet number `unit` lies: it has `count` values, from (row, col) on, the first of them in
-// `group`, counted along all rows. `whole` says that there are eight, and all of them in that group.
+// Where octet number `unit` lies: it has `count` values, from (row, col) on, the first `left` of them
+// in `group`, which counts along all rows.
 struct Place {
-    i64 row, col, group;
+    i64 row, col, group, left;
     int count;
-    bool whole;
 
     DEVICE Place(i64 unit, const Shape& shape) {
         row = quotient(unit, shape.octets);
@@ -267,11 +280,14 @@ struct Place {
         count = int(shape.cols - col < 8 ? shape.cols - col : 8);
         const i64 in_row = quotient(col, shape.group_size);
         group = row * shape.groups + in_row;
-        whole = count == 8 && col + 8 <= (in_row + 1) * shape.group_size;
+        left = (in_row + 1) * shape.group_size - col;
     }
     DEVICE i64 index(const Shape& shape) const { return row * shape.cols + col; }
-    DEVICE i64 group_of(int k, const Shape& shape) const {
-        return row * shape.groups + quotient(col + k, shape.group_size);
+    // Eight values, all of one group.
+    DEVICE bool is_whole() const { return count == 8 && left >= 8; }
+    // From one value to the next one, where the octet is not whole.
+    DEVICE void next(const Shape& shape) {
+        if (--left == 0) group++, left = shape.group_size;
     }
 };
 
@@ -289,138 +305,4 @@ enum Reason : u32 { kNone, kScaleOverflow, kDecodeOverflow };
 DEVICE void report(u64* faults, FaultWord word) { atomicMax(faults + word, u64(1)); }
 DEVICE void report(u64* faults, i64 group, Reason reason) {
     if (reason != kNone) atomicMax(faults + kGroup, ~(2 * u64(group) + (reason - kScaleOverflow)));
-}
-
-// ---- Ranges -----------------------------------------------------------------------------------------
-
-// The least and the greatest of values, or with ABSMAX only the greatest magnitude; 0 is always one
-// of them. NaN stays, so that one look at the end finds everything that is not finite.
-template <class T, bool ABSMAX>
-struct Extremes {
-    u32 low = 0, high = 0;
-
-    DEVICE void add(const Octet<T>& octet) {
-#pragma unroll
-        for (int i = 0; i < T::words; i++) {
-            high = T::larger(high, ABSMAX ? T::magnitude(octet.word[i]) : octet.word[i]);
-            if (!ABSMAX) low = T::smaller(low, octet.word[i]);
-        }
-    }
-};
-
-struct Range {
-    float lo = 0, hi = 0;
-
-    DEVICE void add(float x) { lo = min_nan(lo, x), hi = max_nan(hi, x); }
-    template <class T, bool ABSMAX>
-    DEVICE void add(const Extremes<T, ABSMAX>& extremes) {
-        hi = max_nan(hi, T::largest(extremes.high));
-        lo = ABSMAX ? -hi : min_nan(lo, T::smallest(extremes.low));
-    }
-    // Over as many lanes as `lanes` says: a power of two, at most 32.
-    template <bool ABSMAX>
-    DEVICE void reduce(int lanes) {
-#pragma unroll
-        for (int distance = 1; distance < 32; distance *= 2) {
-            if (distance >= lanes) break;
-            hi = max_nan(hi, __shfl_xor_sync(kAllLanes, hi, distance));
-            if (!ABSMAX) lo = min_nan(lo, __shfl_xor_sync(kAllLanes, lo, distance));
-        }
-        if (ABSMAX) lo = -hi;
-    }
-    DEVICE bool finite() const { return is_finite(lo) && is_finite(hi); }
-    // A zero of a minimum or a maximum is +0, whatever the zeros were.
-    DEVICE Range without_negative_zero() const {
-        Range range;
-        range.lo = __fadd_rn(lo, 0.0f), range.hi = __fadd_rn(hi, 0.0f);
-        return range;
-    }
-};
-
-// ---- Division ---------------------------------------------------------------------------------------
-
-// x / scale, with the bits of the division, for quotients from 2^-18 up to 2^22; smaller ones come
-// out smaller than that too. Markstein's steps: q = x * inv, and one correction by the remainder.
-// They hold for scales from 2^-100 to 2^100, so that others, and x with them, are moved by an exact
-// power of two first; a narrower range leaves room for small quotients. Where `MOVED` is false the
-// caller knows that the scale is within.
-template <bool MOVED>
-struct Divisor {
-    float scale, inv, factor;
-
-    explicit DEVICE Divisor(float unmoved) {
-        factor = 1.0f;
-        if (MOVED) {
-            const float magnitude = fabsf(unmoved);
-            if (magnitude < 0x1p-60f) factor = 0x1p100f;
-            if (magnitude > 0x1p60f) factor = 0x1p-100f;
-        }
-        scale = moved(unmoved);
-        inv = __frcp_rn(scale);
-    }
-    DEVICE float moved(float x) const { return MOVED ? __fmul_rn(x, factor) : x; }
-    DEVICE float divide(float moved_x) const {
-        const float q = __fmul_rn(moved_x, inv);
-        return __fmaf_rn(__fmaf_rn(-q, scale, moved_x), inv, q);
-    }
-};
-
-// ---- Affine codes -----------------------------------------------------------------------------------
-
-// 1.5 * 2^23. A float of this size has no fraction bits left, so adding it rounds to the nearest
-// integer, ties to even, and leaves that integer in the low bits.
-constexpr float kRounder = 12582912.0f;
-constexpr u32 kRounderBits = 0x4b400000u;
-
-DEVICE float rounded(float v) { return __fsub_rn(__fadd_rn(v, kRounder), kRounder); }
-
-enum ScaleDtype { kFloat32, kFloat16, kBfloat16, kE8m0 };
-
-DEVICE float stored(float scale, int dtype) {
-    if (dtype == kFloat16) scale = f16::widen(f16::narrow(scale));
-    if (dtype == kBfloat16) scale = bf16::widen(bf16::narrow(scale));
-    return scale;
-}
-
-// The scale and the zero point of a group, as stored, and what is wrong with them.
-struct Chosen {
-    float scale;
-    int zero_point;
-    Reason fault;
-};
-
-// `T` is the dtype that the range comes from: float16 can overflow nothing. ABSMAX says that
-// qmin = -qmax and lo = -hi, and that the codes are symmetric.
-template <class T, bool ABSMAX>
-DEVICE Chosen choose_params(Range range, int qmin, int qmax, bool symmetric, int scale_dtype) {
-    const float low = float(qmin), high = float(qmax);
-    float exact;
-    if (ABSMAX) {
-        exact = __fdiv_rn(range.hi, high);
-    } else if (symmetric) {
-        exact = fmaxf(__fdiv_rn(range.hi, high), __fdiv_rn(range.lo, low));
-    } else {
-        const float n = float(qmax - qmin), width = __fsub_rn(range.hi, range.lo);
-        exact = __fdiv_rn(width, n);
-        if (T::extreme_exponents && !is_finite(width)) {
-            exact = __fsub_rn(__fdiv_rn(range.hi, n), __fdiv_rn(range.lo, n));
-        }
-    }
-    Chosen chosen;
-    const float scale = stored(exact, scale_dtype);
-    chosen.scale = scale == 0.0f ? 1.0f : scale;
-    chosen.zero_point = 0;
-    if (!ABSMAX && !symmetric) {
-        const Divisor<T::extreme_exponents> divisor(chosen.scale);
-        const float v = __fsub_rn(low, divisor.divide(divisor.moved(range.lo)));
-        chosen.zero_point = int(bits_of(__fadd_rn(fminf(fmaxf(v, low), high), kRounder)) - kRounderBits);
-    }
-    chosen.fault = kNone;
-    if (T::extreme_exponents) {
-        const float first = __fmul_rn(float(qmin - chosen.zero_point), chosen.scale);
-        const float last = __fmul_rn(float(qmax - chosen.zero_point), chosen.scale);
-        if (!is_finite(first) || !is_finite(last)) chosen.fault = kDecodeOverflow;
-        if (!is_finite(chosen.scale)) chosen.fault = kScaleOverflow;
-    }
-    return chosen;
 }

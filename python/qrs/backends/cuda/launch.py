@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from ...errors import DeviceError, KernelFault, bad
-from ...float_formats import ALIASES, FORMATS
+from ...float_formats import FORMATS
 from . import source
 
 __all__ = ["KERNELS", "Faults", "Launcher", "Load", "cubins", "name_of"]
@@ -42,7 +42,12 @@ _FORMATS = tuple(FORMATS)
 
 KERNELS: Final[dict[str, tuple[str, ...]]] = {
     "range": _instances("group_range", _DTYPES),
-    "qparams": ("choose_qparams_affine",),
+    "qparams": (
+        "choose_qparams_affine",
+        "choose_scale_float",
+        "absmax_of_all",
+        *_instances("choose_scale_float_nested", _FORMATS),
+    ),
     "affine": (
         *_instances("quantize_affine", _DTYPES),
         *_instances("dequantize_affine", _DTYPES),
@@ -51,6 +56,12 @@ KERNELS: Final[dict[str, tuple[str, ...]]] = {
         *_instances("dequantize_affine_packed", _DTYPES, (8, 4)),
     ),
     "pack": ("pack_bits", "unpack_bits"),
+    "floats": (
+        *_instances("quantize_float", _DTYPES, _FORMATS, (False,)),
+        *_instances("quantize_float", _DTYPES, ("e2m1",), (True,)),
+        *_instances("dequantize_float", _DTYPES, _FORMATS, (False,)),
+        *_instances("dequantize_float", _DTYPES, ("e2m1",), (True,)),
+    ),
 }
 """Every instance that can be asked for, by the file it is in."""
 
@@ -106,7 +117,7 @@ class Launcher:
         entered: AbstractContextManager[Any] = self.xp.cuda.Device(device)
         return entered
 
-    def __call__(
+    def launch(
         self, kernel: str, types: tuple[Any, ...], units: int, *args: Any, threads: int = _THREADS
     ) -> None:
         """Launch for `units` threads' work, on the current device and stream; none for 0.
@@ -148,8 +159,3 @@ class Faults:
         if words[GROUP]:
             group, reason = divmod(~int(words[GROUP]) & (2**64 - 1), 2)
             raise KernelFault("decode_overflow" if reason else "scale_overflow", group)
-
-
-def element(dtype: np.dtype[Any] | str) -> str:
-    """The name that kernels have for a dtype: "float16" -> "f16"."""
-    return ALIASES[dtype if isinstance(dtype, str) else dtype.name]
