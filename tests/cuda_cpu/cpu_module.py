@@ -1,8 +1,8 @@
 """CUDA kernels on the CPU: g++ compiles their source over a shim, and Python launches them.
 
-`CpuModule(...).get_function(name)(grid, block, args)` is called as a function of `cupy.RawModule` is,
-with numpy arrays in place of CuPy's. What a GPU would silently take amiss is an error here: a Python
-number, a scalar of another size than the parameter's, an empty grid.
+`CpuModule(...).get_function(name)(grid, block, args)` is called as a function of `cupy.RawModule`
+is, with numpy arrays in place of CuPy's. What a GPU would silently take amiss is an error here: a
+Python number, a scalar of another size than the parameter's, an empty grid.
 """
 
 from __future__ import annotations

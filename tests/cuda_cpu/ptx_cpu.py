@@ -1,4 +1,4 @@
-"""The second witness: PTX, which is what NVRTC really made of a kernel, turned line by line into C++.
+"""The second witness: PTX, what NVRTC really made of a kernel, turned line by line into C++.
 
 The C++ runs over the same shim as the source does. So what the compiler may have contracted,
 flushed or reordered shows as other bits, and an instruction that ptx_opcodes.py does not know
@@ -26,7 +26,9 @@ VARIABLE = re.compile(
     r"(?:\s*=\s*\{([^}]*)\})?\s*;"
 )
 ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*\(([^)]*)\)[^{]*(?=\{)")
-PARAM = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)\s+(?:\.ptr[^,]*?\s)?([\w$]+)(?:\[(\d+)\])?")
+PARAM = re.compile(
+    r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)\s+(?:\.ptr[^,]*?\s)?([\w$]+)(?:\[(\d+)\])?"
+)
 REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.+)")
 
 
@@ -85,9 +87,8 @@ class Variables:
             self.address[name] = f"uint64_t(V_{name})".replace("$", "_")
             if space != "local":  # those are in their function
                 values = values if "0f" not in values else _float_values(values)
-                self.definitions.append(
-                    f"alignas({align}) static {c} V_{name.replace('$', '_')}[{count}] = {{{values}}};"
-                )
+                name = f"V_{name.replace('$', '_')}[{count}]"
+                self.definitions.append(f"alignas({align}) static {c} {name} = {{{values}}};")
 
 
 def _float_values(values: str) -> str:
@@ -168,7 +169,7 @@ class Entry:
             raise KeyError(opcode)
         return special(opcode, modifiers, operands, line)
 
-    # ---- Operands ----------------------------------------------------------------------------------
+    # ---- Operands
 
     def raw(self, operand: str) -> str:
         """The bits of an operand, as C++; of a register, what can be assigned to."""
@@ -204,14 +205,14 @@ class Entry:
         return f"(uint64_t({self.raw(base)}) + uint64_t({offset or 0}ll))"
 
     def pointer(self, modifiers: list[str], c: str, count: int, operand: str) -> str:
-        """A typed pointer to what a load, store or atomic operation names, its alignment checked."""
+        """A typed pointer to what a load, store or atomic names, its alignment checked."""
         address = self.address(operand)
         if "shared" in modifiers:
             size = f"{count} * sizeof({c})"
             address = f"ptx::from_shared({address}, {size}, {self.variables.shared_end})"
         return f"ptx::aligned<{c}, {count}>({address})"
 
-    # ---- Instructions whose operands are no plain values --------------------------------------------
+    # ---- Instructions whose operands are no plain values
 
     def _ld(self, opcode: str, modifiers: list[str], operands: list[str], line: int) -> str:
         registers = vector(operands[0])
@@ -256,7 +257,9 @@ class Entry:
             return f"ptx::set({self.raw(to[0])}, {self.typed(C_TYPES[kind], of[0])});"
         bits = int(kind[1:]) // max(len(to), len(of))
         if len(to) == 1:
-            parts = [f"uint64_t(uint{bits}_t({self.raw(v)})) << {bits * i}" for i, v in enumerate(of)]
+            parts = [
+                f"uint64_t(uint{bits}_t({self.raw(v)})) << {bits * i}" for i, v in enumerate(of)
+            ]
             return f"ptx::set({self.raw(to[0])}, uint{kind[1:]}_t({' | '.join(parts)}));"
         sets = [
             f"ptx::set({self.raw(r)}, uint{bits}_t(v >> {bits * i}));"
@@ -289,7 +292,7 @@ class Entry:
 
     _fence = _membar
 
-    # ---- Barriers and warp operations -----------------------------------------------------------------
+    # ---- Barriers and warp operations
 
     def _bar(self, opcode: str, modifiers: list[str], operands: list[str], line: int) -> str:
         if opcode == "bar.warp.sync":

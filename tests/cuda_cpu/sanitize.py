@@ -1,7 +1,7 @@
 """Run Python in a process where the kernels of `CpuModule` are built with ASan and UBSan.
 
-Reads and writes beyond an array, misaligned vectors, conversions out of range and overflows end that
-process with a message on its stderr.
+Reads and writes beyond an array, misaligned vectors, conversions out of range and overflows end
+that process with a message on its stderr.
 """
 
 from __future__ import annotations

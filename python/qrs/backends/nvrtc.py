@@ -1,7 +1,7 @@
 """NVRTC, NVIDIA's run-time compiler, through ctypes: CUDA source to a cubin or to PTX.
 
-It needs neither a GPU, nor a driver, nor a toolkit: one wheel has it all. CuPy's own way to it is of
-no use here, since CuPy always appends `-ftz=true`, which turns subnormals into zeros.
+It needs neither a GPU, nor a driver, nor a toolkit: one wheel has it all. CuPy's own way to it is
+of no use here, since CuPy always appends `-ftz=true`, which turns subnormals into zeros.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -128,10 +129,8 @@ def _library(major: int | None) -> ctypes.CDLL:
     folders = list(spec.submodule_search_locations or ()) if spec else []
     wheels = [os.path.join(f, _WHEELS[m]) for m in majors if m in _WHEELS for f in folders]
     for path in (*filter(os.path.exists, wheels), *(f"libnvrtc.so.{m}" for m in majors)):
-        try:
+        with suppress(OSError):
             return ctypes.CDLL(path)
-        except OSError:
-            continue
     extras = " or ".join(f"pip install 'qrs-quant[cuda{m}]'" for m in sorted(majors))
     sonames = " or ".join(f"libnvrtc.so.{m}" for m in majors)
     raise DeviceError(f"there is no {sonames} here; fix: {extras}", expected=extras)

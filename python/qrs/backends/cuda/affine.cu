@@ -60,20 +60,28 @@ struct Decoder {
     float scale, bias;
     u32 offset;
 
+    // A code plus `offset`, which flipping the sign bit adds, is an unsigned integer. Below 2^23 such
+    // an integer is the fraction of 2^23 + integer.
     DEVICE Decoder(float scale, int zero_point, bool is_signed, int bits) : scale(scale) {
         offset = is_signed ? 1u << (bits - 1) : 0;
-        bias = float(0x800000 + zero_point + int(offset));
+        bias = float_of(0x4b000000u + u32(zero_point) + offset);
     }
-    // `code` has no bits beyond its own. Below 2^23 an integer is the fraction of 2^23 + integer.
-    DEVICE float decode(u32 code) const { return decode_flipped(code ^ offset); }
-    DEVICE float decode_flipped(u32 code) const {
-        return __fmul_rn(__fsub_rn(float_of(0x4b000000u | code), bias), scale);
+    DEVICE float decode_fraction(u32 bits) const {
+        return __fmul_rn(__fsub_rn(float_of(bits), bias), scale);
     }
-    // BITS is 4 or 8.
+    // `code` has no bits beyond its own.
+    DEVICE float decode(u32 code) const { return decode_fraction(0x4b000000u | (code ^ offset)); }
+    // All of a word; BITS is 4 or 8. Four bits are spread to bytes, and bytes put into fractions.
     template <int BITS>
-    DEVICE float decode_word(u32 word, int k) const {
-        constexpr u32 ones = BITS == 4 ? 0x11111111u : 0x01010101u;
-        return decode_flipped((word ^ offset * ones) >> BITS * k & ((1u << BITS) - 1));
+    DEVICE void decode_word(u32 word, float* x) const {
+        word ^= offset * (BITS == 4 ? 0x11111111u : 0x01010101u);
+        const u32 even = BITS == 4 ? word & 0x0f0f0f0fu : word, odd = word >> 4 & 0x0f0f0f0fu;
+#pragma unroll
+        for (int k = 0; k < 32 / BITS; k++) {
+            const u32 bytes = BITS == 4 && k % 2 == 1 ? odd : even;
+            const int byte = BITS == 4 ? k / 2 : k;
+            x[k] = decode_fraction(__byte_perm(bytes, 0x4b000000u, 0x7440 | byte));
+        }
     }
 };
 
@@ -193,18 +201,18 @@ __global__ void fake_quantize_affine(const typename T::Bits* x, i64 rows, i64 co
 
 // ---- Whole groups, scales chosen here ---------------------------------------------------------------
 
-// Over all threads of a block whose warps have reduced their own; `turns` are the same for all.
-template <bool ABSMAX>
-DEVICE Range reduce_block(Range range) {
-    __shared__ float lows[32], highs[32];
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
-    if (lane == 0) lows[warp] = range.lo, highs[warp] = range.hi;
+// Over all threads of a block whose warps have reduced their own.
+template <class T, bool ABSMAX>
+DEVICE void reduce_block(Extremes<T, ABSMAX>& extremes) {
+    __shared__ u32 highs[32], lows[32];
+    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+    if (lane == 0) highs[warp] = extremes.high, lows[warp] = extremes.low;
     __syncthreads();
-    range.lo = lane < warps ? lows[lane] : 0.0f;
-    range.hi = lane < warps ? highs[lane] : 0.0f;
-    range.reduce<ABSMAX>(32);
+    extremes.high = lane < warps ? highs[lane] : 0;
+    extremes.low = lane < warps ? lows[lane] : 0;
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) extremes.exchange(distance);
     __syncthreads();  // the next turn writes there again
-    return range;
 }
 
 constexpr int kOctets = 4;
@@ -217,79 +225,113 @@ __global__ void __launch_bounds__(512)
 quantize_affine_packed(const typename T::Bits* x, i64 groups, i32 octets, i32 lanes, i32 qmin, i32 qmax,
                        i32 symmetric, i32 scale_dtype, u8* packed, float* scale, i32* zero_point,
                        u64* faults) {
-    const int teams = blockDim.x / lanes, team = threadIdx.x / lanes, lane = threadIdx.x % lanes;
+    const u32 teams = blockDim.x / lanes, team = threadIdx.x / lanes, lane = threadIdx.x % lanes;
+    const i64 apart = 8 * i64(lanes), turn = i64(gridDim.x) * teams;
+    i64 group = i64(blockIdx.x) * teams + team;
+    x += (group * octets + lane) * 8;
+    packed += (group * octets + lane) * BITS;
+    bool finite = true;
     // All threads make the same number of turns: they meet in shuffles and at barriers.
-    for (i64 first = i64(blockIdx.x) * teams; first < groups; first += i64(gridDim.x) * teams) {
-        const i64 group = first + team, start = group * octets + lane;
+    for (i64 first = i64(blockIdx.x) * teams; first < groups; first += turn) {
+        const bool here = group < groups;
         Octet<T> octet[kOctets];
         Extremes<T, ABSMAX> extremes;
 #pragma unroll
         for (int i = 0; i < kOctets; i++) {
-            const bool mine = group < groups && lane + i * lanes < octets;
-            octet[i] = mine ? Octet<T>::load(x + (start + i * lanes) * 8) : Octet<T>::zeros();
+            const bool mine = here && int(lane) + i * lanes < octets;
+            octet[i] = mine ? Octet<T>::load(x + i * apart) : Octet<T>::zeros();
         }
 #pragma unroll
         for (int i = 0; i < kOctets; i++) extremes.add(octet[i]);
-        Range range;
-        range.add(extremes);
-        range.reduce<ABSMAX>(lanes);
-        if (lanes > 32) range = reduce_block<ABSMAX>(range);
+        extremes.reduce(lanes);
+        if (lanes > 32) reduce_block(extremes);
+        const Range range = extremes.range();
+        finite = finite && range.finite();
 
-        const Chosen chosen = choose_params<T, ABSMAX>(range.without_negative_zero(), qmin, qmax,
-                                                       symmetric, scale_dtype);
-        if (lane == 0 && group < groups) {
-            if (!range.finite()) report(faults, kNonfinite);
+        const Chosen chosen = choose_params<T, ABSMAX>(ABSMAX ? range : range.without_negative_zero(),
+                                                       qmin, qmax, symmetric, scale_dtype);
+        if (lane == 0 && here) {
             report(faults, group, chosen.fault);
             scale[group] = chosen.scale;
             if (!ABSMAX && !symmetric) zero_point[group] = chosen.zero_point;
         }
         const Encoder<T::extreme_exponents> encoder(chosen.scale, chosen.zero_point, qmin, qmax);
         const Packer packer(BITS, qmin < 0, chosen.zero_point);
+        u32 word[kOctets][2];
 #pragma unroll
         for (int i = 0; i < kOctets; i++) {
             u32 raw[8];
 #pragma unroll
             for (int k = 0; k < 8; k++) raw[k] = encoder.raw(octet[i][k]);
-            u8* p = packed + (start + i * lanes) * BITS;
-            if (group >= groups || lane + i * lanes >= octets) continue;
-            const u32 word = packer.word<BITS>(raw);
-            if (BITS == 4) __stcs(reinterpret_cast<u32*>(p), word);
-            if (BITS == 8) __stcs(reinterpret_cast<uint2*>(p), make_uint2(word, packer.word<8>(raw + 4)));
+            word[i][0] = packer.word<BITS>(raw);
+            if (BITS == 8) word[i][1] = packer.word<8>(raw + 4);
         }
+#pragma unroll
+        for (int i = 0; i < kOctets; i++) {
+            u8* p = packed + i * apart / 8 * BITS;
+            if (!here || int(lane) + i * lanes >= octets) continue;
+            if (BITS == 4) __stcs(reinterpret_cast<u32*>(p), word[i][0]);
+            if (BITS == 8) __stcs(reinterpret_cast<uint2*>(p), make_uint2(word[i][0], word[i][1]));
+        }
+        group += turn;
+        x += turn * octets * 8;
+        packed += turn * octets * BITS;
     }
+    if (!finite) report(faults, kNonfinite);
 }
 
 // ---- Whole groups to values -------------------------------------------------------------------------
 
-// Groups of whole octets, 2^log2_octets of them, or `octets` where log2_octets is -1. Two octets a
-// turn, half a range apart, so that lanes read and write side by side.
+// Where a thread is that goes through octets by a fixed step: the group, and the octet in it. Nothing
+// is divided but at the start.
+struct Walk {
+    i64 group, step_groups;
+    i64 octet, step_octets, octets;
+
+    DEVICE Walk(i64 unit, i64 step, i64 octets) : octets(octets) {
+        group = quotient(unit, octets), octet = unit - group * octets;
+        step_groups = quotient(step, octets), step_octets = step - step_groups * octets;
+    }
+    DEVICE void advance() {
+        group += step_groups, octet += step_octets;
+        if (octet >= octets) octet -= octets, group++;
+    }
+};
+
+// Groups of whole octets; two octets a turn, of which lanes read and write theirs side by side.
 // values per thread and turn: 16
 template <class T, int BITS>
-__global__ void dequantize_affine_packed(const u8* packed, i64 units, i64 octets, i32 log2_octets,
-                                         i32 is_signed, const float* scale, const i32* zero_point,
-                                         i32 symmetric, typename T::Bits* out) {
-    for (i64 first = first_unit(); first < units; first += 2 * stride()) {
+__global__ void dequantize_affine_packed(const u8* packed, i64 units, i64 octets, i32 is_signed,
+                                         const float* scale, const i32* zero_point, i32 symmetric,
+                                         typename T::Bits* out) {
+    constexpr int kPair = 2, per_word = 32 / BITS;
+    Walk walk(first_unit(), stride(), octets);
+    for (i64 unit = first_unit(); unit < units; unit += kPair * stride()) {
+        u32 word[kPair][2] = {};
+        float step[kPair];
+        int z[kPair];
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const i64 unit = first + i * stride();
-            if (unit >= units) break;
-            u32 words[2] = {};
-            if (BITS == 8) {
-                const uint2 v = __ldcs(reinterpret_cast<const uint2*>(packed) + unit);
-                words[0] = v.x, words[1] = v.y;
-            } else {
-                words[0] = __ldcs(reinterpret_cast<const u32*>(packed) + unit);
+        for (int i = 0; i < kPair; i++) {
+            if (unit + i * stride() < units) {
+                const u8* codes = packed + (unit + i * stride()) * BITS;
+                if (BITS == 4) word[i][0] = __ldcs(reinterpret_cast<const u32*>(codes));
+                if (BITS == 8) {
+                    const uint2 v = __ldcs(reinterpret_cast<const uint2*>(codes));
+                    word[i][0] = v.x, word[i][1] = v.y;
+                }
+                step[i] = scale[walk.group];
+                z[i] = zero_point_of(zero_point, walk.group, symmetric);
             }
-            const i64 group = log2_octets < 0 ? quotient(unit, octets) : unit >> log2_octets;
-            const int z = zero_point_of(zero_point, group, symmetric);
-            const Decoder decoder(scale[group], z, is_signed, BITS);
-            constexpr int per_word = 32 / BITS;
+            walk.advance();
+        }
+#pragma unroll
+        for (int i = 0; i < kPair; i++) {
+            if (unit + i * stride() >= units) break;
+            const Decoder decoder(step[i], z[i], is_signed, BITS);
             float x[8];
 #pragma unroll
-            for (int k = 0; k < 8; k++) {
-                x[k] = decoder.decode_word<BITS>(words[k / per_word], k % per_word);
-            }
-            Octet<T>::narrow(x).store(out + unit * 8);
+            for (int k = 0; k < 8; k += per_word) decoder.decode_word<BITS>(word[i][k / per_word], x + k);
+            Octet<T>::narrow(x).store(out + (unit + i * stride()) * 8);
         }
     }
 }

@@ -61,9 +61,8 @@ DEVICE float max_nan(float a, float b) { return a != a ? a : b != b ? b : a > b 
 
 // ---- The three dtypes of arrays ---------------------------------------------------------------------
 
-// Elements are `Bits` in memory. An octet is eight of them, in 32-bit words; `Range` says how the
-// words are searched for extremes. `extreme_exponents` is false where no finite value but zero is
-// near the ends of float32's exponents.
+// Elements are `Bits` in memory. An octet is eight of them, in 32-bit words. `extreme_exponents` is
+// false where no finite value but zero is near the ends of float32's exponents.
 struct f32 {
     using Bits = float;
     static constexpr bool extreme_exponents = true;
@@ -79,8 +78,7 @@ struct f32 {
     static DEVICE u32 smaller(u32 a, u32 b) { return bits_of(min_nan(float_of(a), float_of(b))); }
     static DEVICE u32 larger(u32 a, u32 b) { return bits_of(max_nan(float_of(a), float_of(b))); }
     static DEVICE u32 magnitude(u32 word) { return word & 0x7fffffffu; }
-    static DEVICE float smallest(u32 word) { return float_of(word); }
-    static DEVICE float largest(u32 word) { return float_of(word); }
+    static DEVICE u32 ends(u32 high, u32) { return high; }
     static DEVICE void narrow_octet(const float* x, u32* words) {
         for (int k = 0; k < 8; k++) words[k] = bits_of(x[k]);
     }
@@ -99,11 +97,10 @@ struct Halves {
     static DEVICE float value(u32 raw) { return H::widen(u16(raw)); }
     static DEVICE u32 to_raw(u16 x) { return x; }
     static DEVICE u16 from_raw(u32 raw) { return u16(raw); }
-    static DEVICE float smallest(u32 word) {
-        return min_nan(H::widen(u16(word)), H::widen(u16(word >> 16)));
-    }
-    static DEVICE float largest(u32 word) {
-        return max_nan(H::widen(u16(word)), H::widen(u16(word >> 16)));
+    // The larger half of `high`, and beside it minus the smaller half of `low`.
+    static DEVICE u32 ends(u32 high, u32 low) {
+        low ^= 0x80008000u;
+        return H::larger(__byte_perm(high, low, 0x5410), __byte_perm(high, low, 0x7632));
     }
     static DEVICE u32 magnitude(u32 word) { return word & 0x7fff7fffu; }
     static DEVICE void narrow_octet(const float* x, u32* words) {

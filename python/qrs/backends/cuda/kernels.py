@@ -142,10 +142,9 @@ class Kernels(Launcher):
         element = _element(out.dtype)
         if _has_whole_groups(cols, group_size, bits, packed) and out.data.ptr % 16 == 0:
             octets, units = group_size // 8, rows * cols // 8
-            log2 = octets.bit_length() - 1 if octets == _power_of_two(octets) else -1
             self.launch(
                 "dequantize_affine_packed", (element, bits), -(-units // 2),
-                packed, units, octets, *_int32(log2, signed), *_sent(parameters), out,
+                packed, units, octets, np.int32(signed), *_sent(parameters), out,
             )  # fmt: skip
         else:
             self.launch(

@@ -79,8 +79,8 @@ def cubins(xp: Any) -> Load:
 
         arch = f"sm_{xp.cuda.Device().compute_capability}"
         major = xp.cuda.runtime.runtimeGetVersion() // 1000
-        cubin = cached_cubin(source(family), names, arch, major=major)
-        return _Lowered(xp.RawModule(path=str(cubin.path)), cubin.lowered)
+        path, lowered = cached_cubin(source(family), names, arch, major=major)
+        return _Lowered(xp.RawModule(path=path), lowered)
 
     return load
 

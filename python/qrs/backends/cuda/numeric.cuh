@@ -3,8 +3,23 @@
 
 // ---- Ranges -----------------------------------------------------------------------------------------
 
-// The least and the greatest of values, or with ABSMAX only the greatest magnitude; 0 is always one
-// of them. NaN stays, so that one look at the end finds everything that is not finite.
+struct Range {
+    float lo = 0, hi = 0;
+
+    DEVICE void add(float x) { lo = min_nan(lo, x), hi = max_nan(hi, x); }
+    DEVICE void add(Range other) { lo = min_nan(lo, other.lo), hi = max_nan(hi, other.hi); }
+    // A zero of a minimum or a maximum is +0, whatever the zeros were.
+    DEVICE Range without_negative_zero() const {
+        Range range;
+        range.lo = __fadd_rn(lo, 0.0f), range.hi = __fadd_rn(hi, 0.0f);
+        return range;
+    }
+    DEVICE bool finite() const { return is_finite(lo) && is_finite(hi); }
+};
+
+// The least and the greatest of octets, or with ABSMAX the greatest magnitude; 0 is always one of
+// them. Halves are compared two at a time. NaN stays, so that one look at the end finds everything
+// that is not finite.
 template <class T, bool ABSMAX>
 struct Extremes {
     u32 low = 0, high = 0;
@@ -16,33 +31,30 @@ struct Extremes {
             if (!ABSMAX) low = T::smaller(low, octet.word[i]);
         }
     }
-};
-
-struct Range {
-    float lo = 0, hi = 0;
-
-    DEVICE void add(float x) { lo = min_nan(lo, x), hi = max_nan(hi, x); }
-    template <class T, bool ABSMAX>
-    DEVICE void add(const Extremes<T, ABSMAX>& extremes) {
-        hi = max_nan(hi, T::largest(extremes.high));
-        lo = ABSMAX ? -hi : min_nan(lo, T::smallest(extremes.low));
-    }
-    // Over as many lanes as `lanes` says: a power of two, at most 32.
-    template <bool ABSMAX>
+    // Over `lanes` lanes: a power of two, at most 32. Two halves become the greatest and minus the
+    // least, which both want a maximum.
     DEVICE void reduce(int lanes) {
+        if (!ABSMAX && T::words == 4) high = T::ends(high, low), low = 0;
 #pragma unroll
         for (int distance = 1; distance < 32; distance *= 2) {
             if (distance >= lanes) break;
-            hi = max_nan(hi, __shfl_xor_sync(kAllLanes, hi, distance));
-            if (!ABSMAX) lo = min_nan(lo, __shfl_xor_sync(kAllLanes, lo, distance));
+            exchange(distance);
         }
-        if (ABSMAX) lo = -hi;
     }
-    DEVICE bool finite() const { return is_finite(lo) && is_finite(hi); }
-    // A zero of a minimum or a maximum is +0, whatever the zeros were.
-    DEVICE Range without_negative_zero() const {
+    DEVICE void exchange(int distance) {
+        high = T::larger(high, __shfl_xor_sync(kAllLanes, high, distance));
+        if (!ABSMAX && T::words == 8) low = T::smaller(low, __shfl_xor_sync(kAllLanes, low, distance));
+    }
+    // Once reduced.
+    DEVICE Range range() const {
         Range range;
-        range.lo = __fadd_rn(lo, 0.0f), range.hi = __fadd_rn(hi, 0.0f);
+        if (ABSMAX) {
+            range.hi = T::words == 8 ? float_of(high) : max_nan(T::value(high & 0xffff), T::value(high >> 16));
+            range.lo = -range.hi;
+        } else {
+            range.hi = T::words == 8 ? float_of(high) : T::value(high & 0xffff);
+            range.lo = T::words == 8 ? float_of(low) : -T::value(high >> 16);
+        }
         return range;
     }
 };

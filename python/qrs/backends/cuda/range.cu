@@ -12,7 +12,8 @@ DEVICE Range range_of(const typename T::Bits* values, i64 from, i64 to, int lane
         for (i64 col = from + 8 * lane; col + 8 <= to; col += 8 * lanes) {
             extremes.add(Octet<T>::load(values + col));
         }
-        range.add(extremes);
+        extremes.reduce(1);
+        range.add(extremes.range());
         from += (to - from) / 8 * 8;
     }
     for (i64 col = from + lane; col < to; col += lanes) range.add(T::widen(values[col]));
@@ -41,7 +42,12 @@ __global__ void group_range(const typename T::Bits* x, i64 rows, i64 cols, i64 g
             const i64 to = from + kChunk < end ? from + kChunk : end;
             if (from < to) range = range_of<T>(x + row * cols, from, to, lane, lanes);
         }
-        range.reduce<false>(lanes);
+        for (int distance = 1; distance < lanes; distance *= 2) {
+            Range other;
+            other.lo = __shfl_xor_sync(kAllLanes, range.lo, distance);
+            other.hi = __shfl_xor_sync(kAllLanes, range.hi, distance);
+            range.add(other);
+        }
         if (lane != 0 || unit >= units) continue;
         if (range.lo < 0.0f) atomicMax(lo + group, bits_of(range.lo));
         if (range.hi > 0.0f) atomicMax(hi + group, bits_of(range.hi));
