@@ -12,9 +12,15 @@ struct Encoder {
     float low, high;
 
     DEVICE Encoder(float scale, int zero_point, int qmin, int qmax) : divisor(scale) {
-        const float a = __fmul_rn(float(qmin - zero_point), divisor.scale);
-        const float b = __fmul_rn(float(qmax - zero_point), divisor.scale);
-        low = fminf(a, b), high = fmaxf(a, b);  // scales may be negative
+        low = __fmul_rn(float(qmin - zero_point), divisor.scale);
+        high = __fmul_rn(float(qmax - zero_point), divisor.scale);
+    }
+    // For scales that come from elsewhere: they may be negative.
+    static DEVICE Encoder of_any_sign(float scale, int zero_point, int qmin, int qmax) {
+        Encoder encoder(scale, zero_point, qmin, qmax);
+        const float a = encoder.low, b = encoder.high;
+        encoder.low = fminf(a, b), encoder.high = fmaxf(a, b);
+        return encoder;
     }
     DEVICE float quotient(float x) const {
         return divisor.divide(fminf(fmaxf(divisor.moved(x), low), high));
@@ -58,20 +64,22 @@ struct Packer {
 // Codes of one group to values.
 struct Decoder {
     float scale, bias;
-    u32 offset;
+    u32 offset, zero;
 
     // A code plus `offset`, which flipping the sign bit adds, is an unsigned integer. Below 2^23 such
     // an integer is the fraction of 2^23 + integer.
     DEVICE Decoder(float scale, int zero_point, bool is_signed, int bits) : scale(scale) {
         offset = is_signed ? 1u << (bits - 1) : 0;
-        bias = float_of(0x4b000000u + u32(zero_point) + offset);
+        zero = 0x4b000000u + offset;
+        bias = float_of(zero + u32(zero_point));
     }
     DEVICE float decode_fraction(u32 bits) const {
         return __fmul_rn(__fsub_rn(float_of(bits), bias), scale);
     }
     // `code` has no bits beyond its own.
     DEVICE float decode(u32 code) const { return decode_fraction(0x4b000000u | (code ^ offset)); }
-    // All of a word; BITS is 4 or 8. Four bits are spread to bytes, and bytes put into fractions.
+    // All of a word; BITS is 4 or 8. Four bits are spread to bytes, and bytes take the place of the
+    // lowest one of `zero`, the code of 0, whose upper ones are those of 2^23.
     template <int BITS>
     DEVICE void decode_word(u32 word, float* x) const {
         word ^= offset * (BITS == 4 ? 0x11111111u : 0x01010101u);
@@ -80,7 +88,7 @@ struct Decoder {
         for (int k = 0; k < 32 / BITS; k++) {
             const u32 bytes = BITS == 4 && k % 2 == 1 ? odd : even;
             const int byte = BITS == 4 ? k / 2 : k;
-            x[k] = decode_fraction(__byte_perm(bytes, 0x4b000000u, 0x7440 | byte));
+            x[k] = decode_fraction(__byte_perm(bytes, zero, 0x7650 | byte));
         }
     }
 };
@@ -106,7 +114,7 @@ __global__ void quantize_affine(const typename T::Bits* x, i64 rows, i64 cols, i
         u64 packed = 0;
         if (place.is_whole() && is_aligned(values, 16)) {
             const int z = zero_point_of(zero_point, place.group, symmetric);
-            const Encoder<true> encoder(scale[place.group], z, qmin, qmax);
+            const auto encoder = Encoder<true>::of_any_sign(scale[place.group], z, qmin, qmax);
             const Octet<T> octet = Octet<T>::load(values);
             u32 raw[8];
 #pragma unroll
@@ -121,7 +129,7 @@ __global__ void quantize_affine(const typename T::Bits* x, i64 rows, i64 cols, i
                 const int z = zero_point_of(zero_point, place.group, symmetric);
                 const float value = T::widen(values[k]);
                 finite = finite && is_finite(value);
-                const u32 raw = Encoder<true>(scale[place.group], z, qmin, qmax).raw(value);
+                const u32 raw = Encoder<true>::of_any_sign(scale[place.group], z, qmin, qmax).raw(value);
                 packed |= Packer(bits, qmin < 0, z).place(raw, k);
             }
         }
@@ -176,7 +184,7 @@ __global__ void fake_quantize_affine(const typename T::Bits* x, i64 rows, i64 co
         if (place.is_whole() && is_aligned(values, 16) && is_aligned(results, 16)) {
             const int z = zero_point_of(zero_point, place.group, symmetric);
             const float step = scale[place.group];
-            const Encoder<true> encoder(step, z, qmin, qmax);
+            const auto encoder = Encoder<true>::of_any_sign(step, z, qmin, qmax);
             const Octet<T> octet = Octet<T>::load(values);
             float x_hat[8];
 #pragma unroll
@@ -191,7 +199,7 @@ __global__ void fake_quantize_affine(const typename T::Bits* x, i64 rows, i64 co
                 const int z = zero_point_of(zero_point, place.group, symmetric);
                 const float value = T::widen(values[k]), step = scale[place.group];
                 finite = finite && is_finite(value);
-                const float q = rounded(Encoder<true>(step, z, qmin, qmax).quotient(value));
+                const float q = rounded(Encoder<true>::of_any_sign(step, z, qmin, qmax).quotient(value));
                 results[k] = T::narrow(__fmul_rn(q, step));
             }
         }
@@ -201,19 +209,30 @@ __global__ void fake_quantize_affine(const typename T::Bits* x, i64 rows, i64 co
 
 // ---- Whole groups, scales chosen here ---------------------------------------------------------------
 
-// Over all threads of a block whose warps have reduced their own.
-template <class T, bool ABSMAX>
-DEVICE void reduce_block(Extremes<T, ABSMAX>& extremes) {
-    __shared__ u32 highs[32], lows[32];
-    const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
-    if (lane == 0) highs[warp] = extremes.high, lows[warp] = extremes.low;
-    __syncthreads();
-    extremes.high = lane < warps ? highs[lane] : 0;
-    extremes.low = lane < warps ? lows[lane] : 0;
-#pragma unroll
-    for (int distance = 1; distance < 32; distance *= 2) extremes.exchange(distance);
-    __syncthreads();  // the next turn writes there again
-}
+// The range of a block whose warps have reduced their own. Neither end is negative once lo is negated,
+// so that integer maxima will do. Four turns in a row have slots of their own; one is cleared two
+// turns after it was read, and two before it is written to again: one barrier a turn.
+struct BlockRange {
+    u32 slot[4][2];
+
+    DEVICE void clear() {
+        if (threadIdx.x < 8) slot[threadIdx.x / 2][threadIdx.x % 2] = 0;
+        __syncthreads();
+    }
+    template <bool ABSMAX>
+    DEVICE Range reduce(Range range, u32 turn) {
+        u32* here = slot[turn % 4];
+        if (threadIdx.x % 32 == 0) {
+            atomicMax(here, bits_of(range.hi) & 0x7fffffffu);
+            if (!ABSMAX) atomicMax(here + 1, bits_of(range.lo) & 0x7fffffffu);
+        }
+        __syncthreads();
+        if (threadIdx.x < 2) slot[(turn + 2) % 4][threadIdx.x] = 0;
+        range.hi = float_of(here[0]);
+        range.lo = -(ABSMAX ? range.hi : float_of(here[1]));
+        return range;
+    }
+};
 
 constexpr int kOctets = 4;
 
@@ -230,9 +249,11 @@ quantize_affine_packed(const typename T::Bits* x, i64 groups, i32 octets, i32 la
     i64 group = i64(blockIdx.x) * teams + team;
     x += (group * octets + lane) * 8;
     packed += (group * octets + lane) * BITS;
-    bool finite = true;
+    float worst = 0.0f;  // NaN or infinity once there was one
+    __shared__ BlockRange block;
+    if (lanes > 32) block.clear();
     // All threads make the same number of turns: they meet in shuffles and at barriers.
-    for (i64 first = i64(blockIdx.x) * teams; first < groups; first += turn) {
+    for (i64 left = quotient(groups - i64(blockIdx.x) * teams + turn - 1, turn); left > 0; left--) {
         const bool here = group < groups;
         Octet<T> octet[kOctets];
         Extremes<T, ABSMAX> extremes;
@@ -244,12 +265,12 @@ quantize_affine_packed(const typename T::Bits* x, i64 groups, i32 octets, i32 la
 #pragma unroll
         for (int i = 0; i < kOctets; i++) extremes.add(octet[i]);
         extremes.reduce(lanes);
-        if (lanes > 32) reduce_block(extremes);
-        const Range range = extremes.range();
-        finite = finite && range.finite();
+        Range range = extremes.range();
+        if (lanes > 32) range = block.reduce<ABSMAX>(range, u32(left));
+        worst = max_nan(worst, range.hi);
+        if (!ABSMAX) worst = max_nan(worst, -range.lo);
 
-        const Chosen chosen = choose_params<T, ABSMAX>(ABSMAX ? range : range.without_negative_zero(),
-                                                       qmin, qmax, symmetric, scale_dtype);
+        const Chosen chosen = choose_params<T, ABSMAX>(range, qmin, qmax, symmetric, scale_dtype);
         if (lane == 0 && here) {
             report(faults, group, chosen.fault);
             scale[group] = chosen.scale;
@@ -277,61 +298,54 @@ quantize_affine_packed(const typename T::Bits* x, i64 groups, i32 octets, i32 la
         x += turn * octets * 8;
         packed += turn * octets * BITS;
     }
-    if (!finite) report(faults, kNonfinite);
+    if (!is_finite(worst)) report(faults, kNonfinite);
 }
 
 // ---- Whole groups to values -------------------------------------------------------------------------
 
-// Where a thread is that goes through octets by a fixed step: the group, and the octet in it. Nothing
-// is divided but at the start.
-struct Walk {
-    i64 group, step_groups;
-    i64 octet, step_octets, octets;
-
-    DEVICE Walk(i64 unit, i64 step, i64 octets) : octets(octets) {
-        group = quotient(unit, octets), octet = unit - group * octets;
-        step_groups = quotient(step, octets), step_octets = step - step_groups * octets;
-    }
-    DEVICE void advance() {
-        group += step_groups, octet += step_octets;
-        if (octet >= octets) octet -= octets, group++;
-    }
+// n / divisor for n below 2^31, where the host has made `magic` = ceil(2^(31 + shift) / divisor) with
+// 2^shift >= divisor (Granlund and Montgomery, "Division by invariant integers using multiplication").
+struct FastDivisor {
+    u32 magic, shift;
+    DEVICE u32 divide(u32 n) const { return __umulhi(2 * n, magic) >> shift; }
 };
 
-// Groups of whole octets; two octets a turn, of which lanes read and write theirs side by side.
+// Groups of whole octets, fewer than 2^31 of those; `magic` and `shift` divide by the octets of a
+// group. Two octets a turn, of which lanes read and write theirs side by side.
 // values per thread and turn: 16
-template <class T, int BITS>
-__global__ void dequantize_affine_packed(const u8* packed, i64 units, i64 octets, i32 is_signed,
-                                         const float* scale, const i32* zero_point, i32 symmetric,
+template <class T, int BITS, bool SYMMETRIC>
+__global__ void dequantize_affine_packed(const u8* packed, u32 octets, u32 magic, u32 shift,
+                                         i32 is_signed, const float* scale, const i32* zero_point,
                                          typename T::Bits* out) {
     constexpr int kPair = 2, per_word = 32 / BITS;
-    Walk walk(first_unit(), stride(), octets);
-    for (i64 unit = first_unit(); unit < units; unit += kPair * stride()) {
+    const FastDivisor group_octets{magic, shift};
+    const u32 step = u32(stride());
+    for (u32 first = u32(first_unit()); first < octets; first += kPair * step) {
         u32 word[kPair][2] = {};
-        float step[kPair];
-        int z[kPair];
+        float group_scale[kPair] = {};
+        int z[kPair] = {};
 #pragma unroll
         for (int i = 0; i < kPair; i++) {
-            if (unit + i * stride() < units) {
-                const u8* codes = packed + (unit + i * stride()) * BITS;
-                if (BITS == 4) word[i][0] = __ldcs(reinterpret_cast<const u32*>(codes));
-                if (BITS == 8) {
-                    const uint2 v = __ldcs(reinterpret_cast<const uint2*>(codes));
-                    word[i][0] = v.x, word[i][1] = v.y;
-                }
-                step[i] = scale[walk.group];
-                z[i] = zero_point_of(zero_point, walk.group, symmetric);
+            const u32 octet = first + i * step;
+            if (i > 0 && octet >= octets) break;
+            const u32 group = group_octets.divide(octet);
+            const u8* codes = packed + i64(octet) * BITS;
+            if (BITS == 4) word[i][0] = __ldcs(reinterpret_cast<const u32*>(codes));
+            if (BITS == 8) {
+                const uint2 v = __ldcs(reinterpret_cast<const uint2*>(codes));
+                word[i][0] = v.x, word[i][1] = v.y;
             }
-            walk.advance();
+            group_scale[i] = scale[group];
+            z[i] = zero_point_of(zero_point, group, SYMMETRIC);
         }
 #pragma unroll
         for (int i = 0; i < kPair; i++) {
-            if (unit + i * stride() >= units) break;
-            const Decoder decoder(step[i], z[i], is_signed, BITS);
+            const u32 octet = first + i * step;
+            const Decoder decoder(group_scale[i], z[i], is_signed, BITS);
             float x[8];
 #pragma unroll
             for (int k = 0; k < 8; k += per_word) decoder.decode_word<BITS>(word[i][k / per_word], x + k);
-            Octet<T>::narrow(x).store(out + (unit + i * stride()) * 8);
+            if (i == 0 || octet < octets) Octet<T>::narrow(x).store(out + i64(octet) * 8);
         }
     }
 }

@@ -39,7 +39,7 @@ DEVICE u32 bits_of(float x) { return __float_as_uint(x); }
 DEVICE float float_of(u32 bits) { return __uint_as_float(bits); }
 DEVICE bool is_finite(float x) { return fabsf(x) <= 0x1.fffffep127f; }
 
-// ---- Minima and maxima that keep NaN, of one float32 or two halves ---------------------------------
+// ---- Minima and maxima that keep NaN, and magnitudes, of one float32 or two halves ------------------
 
 #ifdef __CUDA_ARCH__
 #define NAN_KEEPING(NAME, INSTRUCTION, TYPE, C)                                     \
@@ -48,12 +48,20 @@ DEVICE bool is_finite(float x) { return fabsf(x) <= 0x1.fffffep127f; }
         asm(INSTRUCTION " %0, %1, %2;" : "=" C(result) : C(a), C(b));               \
         return result;                                                              \
     }
+#define MAGNITUDES(NAME, INSTRUCTION)                                               \
+    DEVICE u32 NAME(u32 x) {                                                        \
+        u32 result;                                                                 \
+        asm(INSTRUCTION " %0, %1;" : "=r"(result) : "r"(x));                        \
+        return result;                                                              \
+    }
 NAN_KEEPING(min_nan, "min.NaN.f32", float, "f")
 NAN_KEEPING(max_nan, "max.NaN.f32", float, "f")
 NAN_KEEPING(min_nan_f16x2, "min.NaN.f16x2", u32, "r")
 NAN_KEEPING(max_nan_f16x2, "max.NaN.f16x2", u32, "r")
 NAN_KEEPING(min_nan_bf16x2, "min.NaN.bf16x2", u32, "r")
 NAN_KEEPING(max_nan_bf16x2, "max.NaN.bf16x2", u32, "r")
+MAGNITUDES(abs_f16x2, "abs.f16x2")
+MAGNITUDES(abs_bf16x2, "abs.bf16x2")
 #else
 DEVICE float min_nan(float a, float b) { return a != a ? a : b != b ? b : a < b ? a : b; }
 DEVICE float max_nan(float a, float b) { return a != a ? a : b != b ? b : a > b ? a : b; }
@@ -102,7 +110,6 @@ struct Halves {
         low ^= 0x80008000u;
         return H::larger(__byte_perm(high, low, 0x5410), __byte_perm(high, low, 0x7632));
     }
-    static DEVICE u32 magnitude(u32 word) { return word & 0x7fff7fffu; }
     static DEVICE void narrow_octet(const float* x, u32* words) {
         for (int k = 0; k < 4; k++) words[k] = H::narrow_pair(x[2 * k], x[2 * k + 1]);
     }
@@ -115,6 +122,7 @@ struct Halves {
     }
     static u32 smaller(u32 a, u32 b) { return pick(a, b, 0, false) | u32(pick(a, b, 16, false)) << 16; }
     static u32 larger(u32 a, u32 b) { return pick(a, b, 0, true) | u32(pick(a, b, 16, true)) << 16; }
+    static u32 magnitude(u32 word) { return word & 0x7fff7fffu; }
     static u32 narrow_pair(float a, float b) { return H::narrow(a) | u32(H::narrow(b)) << 16; }
 #endif
 };
@@ -139,6 +147,7 @@ struct f16 : Halves<f16> {
         asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(b), "f"(a));
         return y;
     }
+    static DEVICE u32 magnitude(u32 word) { return abs_f16x2(word); }
     static DEVICE u32 smaller(u32 a, u32 b) { return min_nan_f16x2(a, b); }
     static DEVICE u32 larger(u32 a, u32 b) { return max_nan_f16x2(a, b); }
 #else
@@ -174,6 +183,7 @@ struct bf16 : Halves<bf16> {
         asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(b), "f"(a));
         return y;
     }
+    static DEVICE u32 magnitude(u32 word) { return abs_bf16x2(word); }
     static DEVICE u32 smaller(u32 a, u32 b) { return min_nan_bf16x2(a, b); }
     static DEVICE u32 larger(u32 a, u32 b) { return max_nan_bf16x2(a, b); }
 #endif

@@ -24,6 +24,7 @@ ENCODE, SATURATE, CAST, SCALE = map(np.int32, range(4))  # enum Conversion
 _CHUNK = 4096  # kChunk in range.cu
 _OCTETS_A_LANE = 4  # kOctets in affine.cu
 _MOST_LANES = 512
+_MOST_FAST = 8 << 31  # dequantize_affine_packed counts octets in 31 bits
 
 
 class Kernels(Launcher):
@@ -140,11 +141,14 @@ class Kernels(Launcher):
         rows, cols = out.shape
         group_size, _ = per_row(cols, group_size)
         element = _element(out.dtype)
-        if _has_whole_groups(cols, group_size, bits, packed) and out.data.ptr % 16 == 0:
-            octets, units = group_size // 8, rows * cols // 8
+        aligned = out.data.ptr % 16 == 0 and out.size < _MOST_FAST
+        if aligned and _has_whole_groups(cols, group_size, bits, packed):
+            octets = rows * cols // 8
+            divisor = _fast_divisor(group_size // 8)
+            scale, zero_point, symmetric = _sent(parameters)
             self.launch(
-                "dequantize_affine_packed", (element, bits), -(-units // 2),
-                packed, units, octets, np.int32(signed), *_sent(parameters), out,
+                "dequantize_affine_packed", (element, bits, bool(symmetric)), -(-octets // 2),
+                packed, np.uint32(octets), *divisor, np.int32(signed), scale, zero_point, out,
             )  # fmt: skip
         else:
             self.launch(
@@ -199,6 +203,12 @@ def _element(dtype: np.dtype[Any]) -> str:
 def _power_of_two(n: int) -> int:
     """The lowest that is at least `n`."""
     return 1 << (n - 1).bit_length()
+
+
+def _fast_divisor(divisor: int) -> tuple[np.uint32, np.uint32]:
+    """What FastDivisor in affine.cu is made of."""
+    shift = (divisor - 1).bit_length()
+    return np.uint32(-(-(1 << (31 + shift)) // divisor)), np.uint32(shift)
 
 
 def _octets(shape: tuple[int, ...]) -> int:

@@ -53,7 +53,7 @@ KERNELS: Final[dict[str, tuple[str, ...]]] = {
         *_instances("dequantize_affine", _DTYPES),
         *_instances("fake_quantize_affine", _DTYPES),
         *_instances("quantize_affine_packed", _DTYPES, (8, 4), (True, False)),
-        *_instances("dequantize_affine_packed", _DTYPES, (8, 4)),
+        *_instances("dequantize_affine_packed", _DTYPES, (8, 4), (True, False)),
     ),
     "pack": ("pack_bits", "unpack_bits"),
     "floats": (

@@ -31,19 +31,17 @@ struct Extremes {
             if (!ABSMAX) low = T::smaller(low, octet.word[i]);
         }
     }
-    // Over `lanes` lanes: a power of two, at most 32. Two halves become the greatest and minus the
+    // Over `lanes` lanes, a power of two, or a whole warp. Two halves become the greatest and minus the
     // least, which both want a maximum.
     DEVICE void reduce(int lanes) {
         if (!ABSMAX && T::words == 4) high = T::ends(high, low), low = 0;
-#pragma unroll
-        for (int distance = 1; distance < 32; distance *= 2) {
-            if (distance >= lanes) break;
-            exchange(distance);
+        if (lanes > 32) lanes = 32;
+#pragma unroll 1
+        for (int distance = 1; distance < lanes; distance *= 2) {
+            high = T::larger(high, __shfl_xor_sync(kAllLanes, high, distance));
+            if (ABSMAX || T::words == 4) continue;
+            low = T::smaller(low, __shfl_xor_sync(kAllLanes, low, distance));
         }
-    }
-    DEVICE void exchange(int distance) {
-        high = T::larger(high, __shfl_xor_sync(kAllLanes, high, distance));
-        if (!ABSMAX && T::words == 8) low = T::smaller(low, __shfl_xor_sync(kAllLanes, low, distance));
     }
     // Once reduced.
     DEVICE Range range() const {
