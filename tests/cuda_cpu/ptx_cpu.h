@@ -3,6 +3,7 @@
 // Registers hold bits: bool for .pred, else an unsigned integer; `as` reads them as what an
 // instruction's type says, `set` writes them.
 #pragma once
+#include "cuda_cpu.h"
 
 namespace ptx {
 
@@ -34,12 +35,12 @@ inline T* aligned(uint64_t address) {
     return reinterpret_cast<T*>(address);
 }
 
-// Addresses of the shared state space are offsets into one array.
-alignas(256) __shared__ unsigned char shared_space[64 * 1024];
-constexpr uint64_t SHARED_NULL = 256;  // so that offset 0 is no variable
-inline uint64_t from_shared(uint64_t offset, uint64_t size, uint64_t end) {
-    if (offset < SHARED_NULL || offset + size > end) fail("out of bounds of shared memory");
-    return uint64_t(shared_space) + offset;
+// Addresses of the shared state space are offsets into one array, without its first bytes.
+constexpr uint64_t SHARED_NULL = 256;
+template <size_t SIZE>
+inline uint64_t from_shared(unsigned char (&space)[SIZE], uint64_t offset, uint64_t size) {
+    if (offset < SHARED_NULL || offset + size > SIZE) fail("out of bounds of shared memory");
+    return uint64_t(space) + offset;
 }
 
 // ---- Integers --------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ class PtxModule(CpuModule):
         self, family_or_source: str, names: Sequence[str], order: int | None = None
     ) -> None:
         self._prepare(family_or_source, names, order)
-        self._library = library(_translated(self.source, self.names))
+        self._library = library(_translated(self.source, self.names), "ptx_cpu.h")
 
 
 @cache
@@ -53,7 +53,8 @@ def translate(ptx: str, entries: Sequence[str]) -> str:
     text = re.sub(r"//[^\n]*|/\*.*?\*/", "", ptx, flags=re.S)
     variables = Variables(text)
     bodies = {match[1]: match for match in ENTRY.finditer(text)}
-    parts = ['#include "ptx_cpu.h"', EXPORT, *variables.definitions]
+    shared = f"alignas(256) __shared__ unsigned char shared_space[{variables.shared_end}];"
+    parts = [EXPORT, shared, *variables.definitions]
     for i, name in enumerate(entries):
         match = bodies[name]
         entry = Entry(match[2], variables)
@@ -209,7 +210,7 @@ class Entry:
         address = self.address(operand)
         if "shared" in modifiers:
             size = f"{count} * sizeof({c})"
-            address = f"ptx::from_shared({address}, {size}, {self.variables.shared_end})"
+            address = f"ptx::from_shared(shared_space, {address}, {size})"
         return f"ptx::aligned<{c}, {count}>({address})"
 
     # ---- Instructions whose operands are no plain values
@@ -271,9 +272,9 @@ class Entry:
     def _cvta(self, opcode: str, modifiers: list[str], operands: list[str], line: int) -> str:
         value = f"uint64_t({self.raw(operands[1])})"
         if "shared" in modifiers and "to" in modifiers:
-            value = f"{value} - uint64_t(ptx::shared_space)"
+            value = f"{value} - uint64_t(shared_space)"
         elif "shared" in modifiers:
-            value = f"ptx::from_shared({value}, 0, {self.variables.shared_end})"
+            value = f"ptx::from_shared(shared_space, {value}, 0)"
         return f"ptx::set({self.raw(operands[0])}, {value});"
 
     def _bra(self, opcode: str, modifiers: list[str], operands: list[str], line: int) -> str:

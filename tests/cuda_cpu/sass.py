@@ -4,8 +4,8 @@
 
 rewrites kernels.json, which tests/test_cuda_build.py compares with, and the table in
 docs/cuda-kernels.md. "Instructions per value" are those of the hot loops, counted as they stand,
-rare branches included, over the values that a thread handles in a turn. The kernel's source says how
-many those are, in a line above its declaration:
+rare branches included, over the values that a thread handles in a turn. The source of a kernel says
+how many those are, in a line above its declaration:
 
     // values per thread and turn: 8 * V
 """
@@ -151,7 +151,7 @@ def hot_instructions(code: Sequence[Instruction]) -> int:
 
 
 def reachable(code: Sequence[Instruction], start: int) -> set[int]:
-    """Addresses that control may come to: code that was moved to the end jumps back without a loop."""
+    """Addresses that control may come to; code moved to the end jumps back without a loop."""
     following = {a.address: b.address for a, b in pairwise(code)}
     by_address = {i.address: i for i in code}
     seen, pending = set(), [start]
