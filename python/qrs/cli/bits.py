@@ -35,7 +35,7 @@ def bits(
     numbers: Annotated[
         Words,
         typer.Argument(
-            metavar="NUMBER...",
+            metavar="NUMBER",
             help="Such as 0.1, -1e-40, 0x1.8p-3, inf, nan.",
             show_default=False,
         ),
@@ -128,7 +128,7 @@ def parsed(text: str) -> float:
     return x
 
 
-def show_picture(text: str, name: str, p: Any) -> None:
+def show_picture(text: str, name: str, p: floats.Parts | str) -> None:
     """One number in one format: the fields above what they mean, then the value and the error."""
     digits, width = p.bits, floats.table()[floats.NAMES.index(name)].bits
     columns = list(zip(FIELDS, digits, _meanings(p), strict=True))
