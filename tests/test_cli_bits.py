@@ -46,7 +46,7 @@ neighbours  0.099609375 and 0.1005859375, ulp 0.00048828125
 @pytest.mark.parametrize(
     ("arguments", "lines"),
     [
-        # 1 is 8 * 2^-3; 0 has the exponent of subnormals and no leading 1.
+        # Zero has the exponent of subnormals and no leading 1; 0.005 is 2.56 * 2^-9.
         (["-0.0", "--format", "e4m3"], ["-0.0 in e4m3: 0x80 = 0b10000000",
                                         "- 2^(1 - 7) = 2^-6 0 + 0/8", "stored -0, zero"]),
         (["0.005", "--format", "e4m3"], ["0 0000 011", "+ 2^(1 - 7) = 2^-6 0 + 3/8",

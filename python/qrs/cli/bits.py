@@ -35,7 +35,7 @@ def bits(
     numbers: Annotated[
         Words,
         typer.Argument(
-            metavar="NUMBER...",
+            metavar="NUMBER",
             help="Such as 0.1, -1e-40, 0x1.8p-3, inf, nan.",
             show_default=False,
         ),
@@ -82,7 +82,11 @@ def bits(
     for place, entries in enumerate(shown):
         if place:
             print()
-        show_lines(entries) if len(entries) > 1 else show_picture(*entries[0])
+        text, _, p = entries[0]
+        if len(entries) == 1 and isinstance(p, floats.Parts):
+            show_picture(text, p)
+        else:
+            show_lines(entries)
 
 
 def _of_number(text: str, names: Words) -> list[Entry]:
@@ -128,20 +132,19 @@ def parsed(text: str) -> float:
     return x
 
 
-def show_picture(text: str, name: str, p: Any) -> None:
+def show_picture(text: str, p: floats.Parts) -> None:
     """One number in one format: the fields above what they mean, then the value and the error."""
-    digits, width = p.bits, floats.table()[floats.NAMES.index(name)].bits
-    columns = list(zip(FIELDS, digits, _meanings(p), strict=True))
+    columns = list(zip(FIELDS, p.bits, _meanings(p), strict=True))
     widths = [max(map(len, column)) for column in columns]
     console = Console()
 
     def line(words: str) -> None:
         console.print(Text(words), soft_wrap=True)
 
-    line(f"{escaped(text)} in {name}: {_hex(p)} = 0b{p.code:0{width}b}\n")
+    line(f"{escaped(text)} in {p.format}: {_hex(p)} = 0b{''.join(p.bits)}\n")
     for row in range(3):
         picture = Text(" ")
-        for column, size, digit, style in zip(columns, widths, digits, STYLES, strict=True):
+        for column, size, digit, style in zip(columns, widths, p.bits, STYLES, strict=True):
             if digit:  # int8 has no exponent
                 picture.append("  ").append(column[row].center(size), style)
         picture.rstrip()

@@ -217,9 +217,8 @@ def _as_codes(array: Array, codes: Any, name: str | None) -> tuple[str, Array]:
             raise bad("format", f"got {name!r} for codes of {dtype}", name, repr(by_dtype))
         return by_dtype, _bits(array, dtype, by_dtype)
     if name is None:
-        expected = (
-            ", ".join(d.name for d in FORMAT_DTYPES.values()) + ", or unsigned integers and format="
-        )
+        dtypes = ", ".join(each.name for each in FORMAT_DTYPES.values())
+        expected = f"one of: {dtypes}; or unsigned integers, and format="
         raise bad("codes", f"got dtype {dtype}", dtype, expected, ArgTypeError)
     count = code_count(name)
     code_dtype = np.dtype(np.uint8) if name == INT8 else FORMATS[name].code_dtype
