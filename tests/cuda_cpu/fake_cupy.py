@@ -8,6 +8,7 @@ what CuPy does on another device than an array's is an error here. `launches` co
 
 from __future__ import annotations
 
+import ctypes
 import operator
 import sys
 from collections import Counter
@@ -219,7 +220,7 @@ def _operator(name: str) -> Callable[[ndarray, Any], ndarray]:
     return apply
 
 
-for _name in "add sub mul lt le gt ge eq ne and_ or_ xor".split():
+for _name in "add sub mul lshift rshift lt le gt ge eq ne and_ or_ xor".split():
     setattr(ndarray, f"__{_name.rstrip('_')}__", _operator(_name))
 ndarray.__invert__ = lambda self: self._like(_pooled(~self._host))
 
@@ -274,6 +275,12 @@ def full(shape: Any, value: Any, dtype: Any = None) -> ndarray:
 def asarray(value: Any, dtype: Any = None) -> ndarray:
     """To the current device: what is there already stays, the rest is copied."""
     _device_count()
+    interface = getattr(value, "__cuda_array_interface__", None)
+    if interface is not None:
+        kind = np.dtype(interface["typestr"])
+        count = int(np.prod(interface["shape"])) * kind.itemsize
+        memory = (ctypes.c_char * count).from_address(interface["data"][0])
+        return ndarray(np.frombuffer(memory, kind).reshape(interface["shape"]))
     if isinstance(value, ndarray):
         return value if dtype is None or value.dtype == dtype else value.astype(dtype)
     return ndarray(_pooled(np.asarray(value, dtype)))
@@ -293,6 +300,33 @@ def moveaxis(value: ndarray, source: Any, destination: Any) -> ndarray:
 
 def isfinite(value: ndarray) -> ndarray:
     return value._like(np.isfinite(value._host))
+
+
+def isnan(value: ndarray) -> ndarray:
+    return value._like(np.isnan(value._host))
+
+
+def clip(value: ndarray, least: float, most: float) -> ndarray:
+    return value._like(_pooled(np.clip(value._host, least, most)))
+
+
+def where(condition: ndarray, yes: Any, no: Any) -> ndarray:
+    branches = (_unwrapped(condition, yes), _unwrapped(condition, no))
+    return condition._like(_pooled(np.where(condition._host, *branches)))
+
+
+def ones(shape: Any, dtype: Any = float) -> ndarray:
+    return full(shape, 1, dtype)
+
+
+def may_share_memory(a: ndarray, b: ndarray) -> bool:
+    return np.may_share_memory(a._host, b._host)
+
+
+def from_dlpack(value: Any) -> ndarray:
+    array = value.__dlpack__()
+    assert isinstance(array, ndarray)
+    return array
 
 
 def concatenate(values: Any) -> ndarray:

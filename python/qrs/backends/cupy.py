@@ -26,6 +26,7 @@ class Cupy(Reference):
     """`xp` is cupy and `load` compiles kernels; tests pass stand-ins for both."""
 
     name: ClassVar[str] = "cupy"
+    library: ClassVar[str] = "cupy"
 
     def __init__(self, xp: Any = None, load: Load | None = None) -> None:
         self.xp = importlib.import_module("cupy") if xp is None else xp
