@@ -275,7 +275,16 @@ def test_json_is_all_of_stdout_and_stderr_is_silent(tmp_path: Path) -> None:
     model = save_model(tmp_path / "m")
     done = real("quantize", model, "-o", tmp_path / "q", "--scheme", "int4-g32", "--json")
     assert done.returncode == 0 and done.stderr == ""
-    assert json.loads(done.stdout)["output"] == str(tmp_path / "q")
+    report = json.loads(done.stdout)
+    assert report["output"] == str(tmp_path / "q")
+    # What people read on stderr is in the document: which tensors do not fit the scheme, and why.
+    fallbacks = {t["name"]: t["fallback"] for t in report["tensors"] if t["fallback"]}
+    planned = json.loads(
+        real("quantize", model, "--dry-run", "--scheme", "int4-g32", "--json").stdout
+    )
+    assert fallbacks == {t["name"]: t["fallback"] for t in planned["tensors"] if t["fallback"]}
+    assert fallbacks["layer.0.mlp.weight"].startswith("group_size=32 does not divide 100")
+    assert len(fallbacks) == 2
 
 
 def test_an_ascii_terminal_gets_a_table_too(tmp_path: Path) -> None:
