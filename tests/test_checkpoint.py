@@ -149,6 +149,17 @@ def test_dequantize_refuses_what_overflows(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors", "q.safetensors"]
 
 
+def test_what_overflows_has_its_index_in_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint.stream, "BLOCK_BYTES", 8 * 64 * 4)
+    w = normal((64, 64))
+    w[33, 40] = 1e9
+    qrs.save(tmp_path / "q.safetensors", {"layer.weight": qrs.quantize(w, "int4-g32")})
+    with pytest.raises(ArgValueError, match=r"'layer\.weight': dtype: .* \(33, 40\) overflows"):
+        dequantize_checkpoint(tmp_path / "q.safetensors", tmp_path / "b", dtype="float16")
+
+
 def test_shards_stay_shards_with_an_index(tmp_path: Path) -> None:
     model = save_sharded(tmp_path / "m")
     report = quantize_checkpoint(model, tmp_path / "q", "int4-g32-asym-f16")

@@ -236,16 +236,41 @@ def decode_tensor(
     progress: Progress | None,
 ) -> None:
     """Write a quantized tensor of `file` as an array of `dtype`."""
-    qt = file.load(name)
-    assert isinstance(qt, QTensor)
-    parts = [qt] if qt.ndim == 1 else (qt[rows] for rows in row_blocks(qt.shape))
+
+    def decoded(part: QTensor) -> Array:
+        try:
+            return as_bytes(part.dequantize(dtype, backend=backend))
+        except ArgValueError:
+            whole(file, name).dequantize(dtype, backend=backend)  # fails with its own indices
+            raise
+
     try:
-        blocks = (as_bytes(part.dequantize(dtype, backend=backend)) for part in parts)
-        writer.write_chunks(name, blocks)
+        writer.write_chunks(name, map(decoded, stored_blocks(file, name)))
     except (ArgTypeError, ArgValueError, QrsMemoryError) as error:
         raise _of_tensor(error, name) from error
     if progress is not None:
-        progress(name, qt.nbytes)
+        progress(name, sum(info.nbytes for info in file.leaves(name).values()))
+
+
+def whole(file: QrsFile, name: str) -> QTensor:
+    """A quantized tensor of a file."""
+    qt = file.load(name)
+    assert isinstance(qt, QTensor)
+    return qt
+
+
+def stored_blocks(file: QrsFile, name: str) -> Iterator[QTensor]:
+    """A quantized tensor in blocks of rows; whole where it has one axis.
+
+    A tensor with many scales takes several times its bytes while it is checked and decoded, so that
+    only a block of it is ever read.
+    """
+    shape = file.quantized[name].shape
+    if len(shape) == 1:
+        yield whole(file, name)
+        return
+    for rows in row_blocks(shape, 8):
+        yield file.load_rows(name, rows.start, rows.stop)
 
 
 def write_checkpoint(
