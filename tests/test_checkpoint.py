@@ -288,7 +288,7 @@ def test_inspect(tmp_path: Path) -> None:
     by_name = {t.name: t for t in contents.tensors}
     assert by_name.keys() == small_model().keys()
     conv = by_name["layer.0.conv.weight"]
-    assert (conv.scheme, conv.shape, conv.dtype) == ("int4-g32-flat", (16, 32, 3, 3), "float32")
+    assert (conv.scheme, conv.shape, conv.dtype) == ("int4-g32-flat", (16, 32, 3, 3), "F32")
     assert conv.bits_per_weight == 5.0
     assert by_name["layer.0.fp8.weight"].dtype == "F8_E4M3"
     assert by_name["layer.0.fp8.weight"].scheme is None

@@ -24,7 +24,6 @@ from ..arrays import float_dtype_name
 from ..constants import DTYPES
 from ..devices import moved, on_host
 from ..errors import ArgTypeError, ArgValueError, QrsError, QrsMemoryError, bad
-from ..formats.atomic import as_path
 from ..formats.header import dtype_name
 from ..formats.header import nbytes as file_nbytes
 from ..formats.qrs_file import Entry, FileLayout, QrsFile, qrs_metadata
@@ -32,7 +31,7 @@ from ..formats.safetensors import Writer
 from ..formats.strict_json import quote
 from ..qtensor import QTensor
 from ..schemes import Scheme
-from .output import Output
+from .output import Output, output_path
 from .plan import BLOCK_BYTES, Plan, TensorPlan, make_plan
 from .report import ErrorSums, Report, TensorReport
 from .source import Checkpoint, Shard, open_checkpoint
@@ -68,10 +67,7 @@ def plan_checkpoint(
 
 def plan_of(source: Checkpoint, scheme: Scheme | str, **options: Any) -> Plan:
     """`plan_checkpoint` of a checkpoint that is open."""
-    if source.is_quantized:
-        count = sum(len(shard.quantized) for shard in source.shards)
-        found = f"{source.path} holds {count} quantized tensors already"
-        raise bad("model", found, str(source.path), "one without (dequantize it first)")
+    source.check_plain()
     return make_plan(source.tensors, scheme, **options)
 
 
@@ -105,7 +101,7 @@ def quantize_checkpoint(
     source = open_checkpoint(model)
     options = {"include": include, "exclude": exclude, "backend": backend}
     plan = plan_of(source, scheme, embeddings=embeddings, **options)
-    return run_plan(source, plan, Output(source, as_path(output, "output"), overwrite), progress)
+    return run_plan(source, plan, Output(source, output_path(output), overwrite), progress)
 
 
 def run_plan(
@@ -207,7 +203,7 @@ def dequantize_checkpoint(
 
     write_checkpoint(
         source,
-        Output(source, as_path(output, "output"), overwrite),
+        Output(source, output_path(output), overwrite),
         lambda shard: (decoded_layout(shard, decoded), {}),
         write,
     )
