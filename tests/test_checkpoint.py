@@ -150,6 +150,17 @@ def test_dequantize_refuses_what_overflows(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors", "q.safetensors"]
 
 
+def test_what_overflows_has_its_index_in_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint.stream, "BLOCK_BYTES", 8 * 64 * 4)
+    w = normal((64, 64))
+    w[33, 40] = 1e9
+    qrs.save(tmp_path / "q.safetensors", {"layer.weight": qrs.quantize(w, "int4-g32")})
+    with pytest.raises(ArgValueError, match=r"'layer\.weight': dtype: .* \(33, 40\) overflows"):
+        dequantize_checkpoint(tmp_path / "q.safetensors", tmp_path / "b", dtype="float16")
+
+
 def test_shards_stay_shards_with_an_index(tmp_path: Path) -> None:
     model = save_sharded(tmp_path / "m")
     report = quantize_checkpoint(model, tmp_path / "q", "int4-g32-asym-f16")
@@ -278,7 +289,7 @@ def test_inspect(tmp_path: Path) -> None:
     by_name = {t.name: t for t in contents.tensors}
     assert by_name.keys() == small_model().keys()
     conv = by_name["layer.0.conv.weight"]
-    assert (conv.scheme, conv.shape, conv.dtype) == ("int4-g32-flat", (16, 32, 3, 3), "float32")
+    assert (conv.scheme, conv.shape, conv.dtype) == ("int4-g32-flat", (16, 32, 3, 3), "F32")
     assert conv.bits_per_weight == 5.0
     assert by_name["layer.0.fp8.weight"].dtype == "F8_E4M3"
     assert by_name["layer.0.fp8.weight"].scheme is None

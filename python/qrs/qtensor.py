@@ -164,7 +164,10 @@ class QTensor:
     def dequantize(
         self, dtype: str = "float32", *, out: Array | None = None, backend: str | None = None
     ) -> Array:
-        """The decoded values; the same as `qrs.dequantize(self, ...)`, which see."""
+        """The decoded values; the same as `qrs.dequantize(self, ...)`, which see.
+
+        After an error the contents of `out` are unspecified.
+        """
         name = float_dtype_name(dtype)
         stored = [array for _, array in self.leaves()]
         if out is not None:

@@ -5,14 +5,19 @@ Only this package imports typer and rich. How errors become exit codes: `qrs.cli
 
 import sys
 
+from .signals import exit_code, ignore_signals, stop_on_signals
+
 __all__ = ["main"]
 
 
 def main() -> None:
     """The entry point of the `qrs` command."""
     try:
+        stop_on_signals()
         from .commands import app  # takes a moment, in which Ctrl-C may come as well
 
         app(prog_name="qrs")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        sys.exit(exit_code(error))
+    finally:
+        ignore_signals()

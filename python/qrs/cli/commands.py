@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import platform
 import sys
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 import typer
 
 from .. import __version__, backends, checkpoint
 from ..arrays import float_dtype_name
-from ..errors import QrsError
+from ..errors import ArgValueError, QrsError
 from ..schemes import GRAMMAR, as_scheme
 from .app import Command, Group, Json, UsageError, is_of_environment, usage
 from .bits import bits
@@ -30,8 +30,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+# Paths are strings here: a Path would drop the slash at the end, and take "" for the folder.
 Model = Annotated[
-    Path,
+    str,
     typer.Argument(
         metavar="MODEL",
         help="A model folder, a .safetensors file, or model.safetensors.index.json.",
@@ -39,7 +40,7 @@ Model = Annotated[
     ),
 ]
 Out = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "-o",
         "--output",
@@ -119,14 +120,16 @@ def quantize(
     if output is None and not dry_run:
         raise UsageError("-o OUT is missing (or use --dry-run)")
     check_values(backend, scheme, embeddings)
+    with usage():
+        path = None if output is None else checkpoint.output_path(output)
     source = checkpoint.open_checkpoint(model)
+    source.check_plain()
     with usage():
         options = {"include": include, "exclude": exclude, "backend": backend}
         plan = checkpoint.plan_of(source, scheme, embeddings=embeddings, **options)
-    destination = None if output is None else checkpoint.Output(source, output, overwrite)
+    destination = None if path is None else checkpoint.Output(source, path, overwrite)
     if destination is not None:
-        with usage():
-            destination.check(plan.nbytes_after)
+        destination.check(plan.nbytes_after)
     if dry_run or destination is None:
         show_json(plan.to_dict()) if json else show_plan(plan)
         return
@@ -155,16 +158,28 @@ def dequantize(
     check_values(backend)
     with usage():
         wanted = None if dtype is None else float_dtype_name(dtype)
+        path = checkpoint.output_path(output)
     nbytes = checkpoint.inspect_checkpoint(model).nbytes
-    with progress("dequantizing", nbytes, quiet=json) as step:
+    with decoding(), progress("dequantizing", nbytes, quiet=json) as step:
         decoded = checkpoint.dequantize_checkpoint(
-            model, output, dtype=wanted, overwrite=overwrite, backend=backend, progress=step
+            model, path, dtype=wanted, overwrite=overwrite, backend=backend, progress=step
         )
     if json:
-        show_json({"output": str(output), "decoded": decoded})
+        show_json({"output": str(path), "decoded": decoded})
         return
     print(f"decoded {len(decoded)} tensors to {', '.join(sorted(set(decoded.values())))}")
-    print(f"wrote {escaped(str(output))}")
+    print(f"wrote {escaped(str(path))}")
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Say what helps where the source's dtype is too narrow for what is decoded."""
+    try:
+        yield
+    except ArgValueError as error:
+        if (error.arg, error.expected) != ("dtype", "float32"):
+            raise
+        raise ArgValueError(f"{error} (--dtype float32 decodes it)", arg="dtype") from error
 
 
 @app.command(cls=Command)

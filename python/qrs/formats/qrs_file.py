@@ -203,6 +203,30 @@ class QrsFile(SafetensorsFile):
         except (ArgTypeError, ArgValueError) as error:
             self.fail(str(error), name, error.arg)
 
+    def load_rows(self, name: str, start: int, stop: int) -> QTensor:
+        """Rows of a quantized tensor of two or more axes, without reading the rest.
+
+        `start` and `stop` are multiples of 8, but for the end: what is packed along the rows (the
+        zero points of a scale per row) starts and ends on a byte there.
+        """
+        entry = self.quantized[name]
+        scheme, rest = entry.scheme, entry.shape[1:]
+        shape = (stop - start, *rest)
+        whole, before = scheme.part_specs(entry.shape), scheme.part_specs((start, *rest))
+        leaves: dict[str, Array] = {}
+        for path, spec in scheme.part_specs(shape).items():
+            leaf = self._leaves[name][path].name
+            if spec == whole[path]:  # all rows, or the same for all, as the scale of a column is
+                leaves[path] = self.read(leaf)
+            else:
+                first, count = before[path][1][0], spec[1][0]
+                leaves[path] = self.read_rows(leaf, first, first + count)
+        try:
+            return QTensor.from_leaves(scheme, shape, entry.dtype, leaves)
+        except (ArgTypeError, ArgValueError):
+            self.load(name)  # fails with the indices of the whole tensor
+            raise
+
     def fail(self, problem: str, tensor: str | None = None, field: str | None = None) -> NoReturn:
         """Raise a FormatError that names the file and the tensor."""
         place = self.path if tensor is None else f"{self.path}: tensor {quote(tensor)}"
