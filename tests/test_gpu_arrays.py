@@ -264,6 +264,7 @@ def test_saving_wants_a_move(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scheme", ["int8-axis0", "int4-g32-asym-f16", "nvfp4", "bf16"])
 def test_checkpoints(scheme: str, tmp_path: Path) -> None:
     tensors = {"a.weight": weights(24, 64), "b.weight": weights(8, 32, dtype="bfloat16")}
+    tensors["c.weight"] = weights(8, 64).astype(np.float64)
     qrs.save(tmp_path / "m.safetensors", tensors)
     for backend in ("rust", "cupy"):
         q, back = tmp_path / f"{backend}.safetensors", tmp_path / f"{backend}.back.safetensors"
