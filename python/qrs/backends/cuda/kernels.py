@@ -1,8 +1,9 @@
 """The kernels as methods: arrays in, arrays out, and which kernel takes which array.
 
-Those for whole aligned groups touch memory once; the others take anything. What they found wrong they
-write to `faults`, which nobody reads here. `x` has rows and columns in C order, as everywhere in
-`qrs.backends.reference`, and so have outputs, which the caller allocates where it may be given one.
+Those for whole aligned groups touch memory once; the others take anything. What they found wrong
+they write to `faults`, which nobody reads here. `x` has rows and columns in C order, as everywhere
+in `qrs.backends.reference`, and so have outputs, which the caller allocates where it may be given
+one.
 """
 
 from __future__ import annotations
