@@ -152,10 +152,15 @@ HANGS = {
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize(("body", "message"), HANGS.values(), ids=HANGS.keys())
-def test_what_hangs_on_a_gpu_is_an_error(body: str, message: str, order: int) -> None:
-    with pytest.raises(KernelError, match=message):
-        run(f"__global__ void f(unsigned* y) {{ {body} }}", 64, out(64), order=order)
+@pytest.mark.parametrize("case", HANGS)
+def test_what_hangs_on_a_gpu_is_an_error(case: str, order: int) -> None:
+    kernels = [
+        f"__global__ void f{i}(unsigned* y) {{ {b} }}" for i, (b, _) in enumerate(HANGS.values())
+    ]
+    names = [f"f{i}" for i in range(len(HANGS))]
+    kernel = CpuModule("\n".join(kernels), names, order).get_function(names[[*HANGS].index(case)])
+    with pytest.raises(KernelError, match=HANGS[case][1]):
+        kernel((1,), (64,), (out(64),))
 
 
 def test_a_partial_last_warp_has_no_more_lanes() -> None:
@@ -331,6 +336,21 @@ def test_ptx_refuses_what_changes_bits(monkeypatch, option: str, opcode: str) ->
     monkeypatch.setattr(nvrtc, "OPTIONS", (*nvrtc.OPTIONS, option))
     with pytest.raises(KeyError, match=opcode):
         PtxModule(source + " ", ["f"])
+
+
+def test_ptx_shows_a_fused_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = """__global__ void f(float* y, const float* x) {
+        y[threadIdx.x] = x[threadIdx.x] * x[threadIdx.x] - x[threadIdx.x + 1];
+    }"""
+    x = np.random.default_rng(1).random(300, dtype=np.float32)
+    expected = x[:256] * x[:256] - x[1:257]
+    for fused in (False, True):
+        if fused:
+            monkeypatch.setattr(nvrtc, "OPTIONS", (*nvrtc.OPTIONS, "--fmad=true"))
+            source += " "  # or the translation of before would answer
+        y = np.zeros(256, np.float32)
+        run(source, 256, y, x, kind=PtxModule)
+        assert np.array_equal(y, expected) is not fused
 
 
 @pytest.mark.parametrize(

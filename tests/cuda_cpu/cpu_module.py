@@ -188,12 +188,12 @@ def _compile(path: Path, arguments: list[str], source: str = "") -> None:
 @cache
 def _command() -> tuple[str, ...]:
     """The compiler and its options: no contraction, and fma in hardware where there is one."""
-    options = ["-std=c++17", "-O2", "-g1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC"]
+    options = ["-std=c++17", "-O2", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC"]
     options += ["-fvisibility=hidden", "-Wall", "-Werror=return-type"]
     options += ["-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-unused-variable"]
     if platform.machine() == "x86_64" and " fma " in Path("/proc/cpuinfo").read_text():
         options.append("-mfma")
     if os.environ.get(SANITIZE):
         options += ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
-        options += ["-fsanitize-sections=qrs_shared", "-fno-omit-frame-pointer"]
-    return (os.environ.get("CXX", "g++"), *options, "-I", str(HERE))
+        options += ["-fsanitize-sections=qrs_shared", "-fno-omit-frame-pointer", "-g1"]
+    return (os.environ.get("CXX", "g++"), *options)

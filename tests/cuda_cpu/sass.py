@@ -254,7 +254,7 @@ def page(kernels: dict[str, dict[str, dict[str, object]]]) -> str:
     text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     words = f"NVRTC {'.'.join(map(str, nvrtc.version()))}, {' / '.join(ARCHITECTURES)}:"
-    return f"{before}{BEGIN}\n{words}\n\n{table(kernels)}\n{END}{rest.split(END)[1]}"
+    return f"{before}{BEGIN}\n{words}\n\n{table(kernels)}\n\n{END}{rest.split(END)[1]}"
 
 
 def stored() -> dict[str, dict]:
@@ -275,14 +275,17 @@ def _tool(option: str, cubin: Path) -> str:
     return done.stdout
 
 
+def as_text(content: dict[str, dict]) -> str:
+    """kernels.json with one line for each architecture, so that a change is one line of a diff."""
+    text = json.dumps(content, indent=1)
+    return re.sub(r"\{\n\s+(\"registers\"[^}]*?)\n\s+\}", lambda m: _one_line(m[1]), text) + "\n"
+
+
 def write() -> None:
     """Rewrite kernels.json, but for its limits, and the table in the docs."""
-    kernels = everything()
     limits = stored()["limits"] if STORED.exists() else {}
-    text = json.dumps({"limits": limits, "kernels": kernels}, indent=1, ensure_ascii=False)
-    # One line for each architecture: a change is one line of a diff.
-    text = re.sub(r"\{\n\s+(\"registers\"[^}]*?)\n\s+\}", lambda m: _one_line(m[1]), text)
-    STORED.write_text(text + "\n", encoding="utf-8")
+    kernels = everything()
+    STORED.write_text(as_text({"limits": limits, "kernels": kernels}), encoding="utf-8")
     PAGE.write_text(page(kernels), encoding="utf-8")
 
 
