@@ -2,7 +2,7 @@
 
 It has what qrs uses and no more, so that whatever else qrs would reach for is an AttributeError. An
 array wraps a numpy array and is none: `np.asarray(x)` is a TypeError, and so is arithmetic with
-numpy arrays. Memory that nobody wrote is full of 0xA5, and there are as many devices as `devices(n)`
+numpy arrays. Memory that nobody wrote is full of 0xA5. There are as many devices as `devices(n)`
 says; a kernel on another device than its arrays are on is an error.
 """
 

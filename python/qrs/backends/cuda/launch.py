@@ -149,7 +149,7 @@ class Faults:
     def check(self) -> None:
         """Wait for the stream, and raise the fault that comes first.
 
-        That is NaN or an infinity anywhere, then the lowest group, as by `Fault::or` of rust/error.rs.
+        That is NaN or an infinity anywhere, then the lowest group: `Fault::or` of rust/error.rs.
         """
         words = self.words.get()
         if words[NONFINITE]:
