@@ -340,10 +340,10 @@ def test_ptx_refuses_what_changes_bits(monkeypatch, option: str, opcode: str) ->
 
 def test_ptx_shows_a_fused_product(monkeypatch: pytest.MonkeyPatch) -> None:
     source = """__global__ void f(float* y, const float* x) {
-        y[threadIdx.x] = x[threadIdx.x] * x[threadIdx.x] - x[threadIdx.x + 1];
+        y[threadIdx.x] = x[threadIdx.x] * x[threadIdx.x + 1] + x[threadIdx.x + 2];
     }"""
     x = np.random.default_rng(1).random(300, dtype=np.float32)
-    expected = x[:256] * x[:256] - x[1:257]
+    expected = x[:256] * x[1:257] + x[2:258]
     for fused in (False, True):
         if fused:
             monkeypatch.setattr(nvrtc, "OPTIONS", (*nvrtc.OPTIONS, "--fmad=true"))
