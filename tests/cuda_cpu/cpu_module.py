@@ -91,8 +91,8 @@ def arguments(name: str, kinds: Sequence[str], args: tuple[Any, ...]) -> list[An
 
 
 def _pointer(name: str, index: int, arg: Any) -> ctypes.c_void_p:
-    if arg is None:
-        return ctypes.c_void_p(None)
+    if isinstance(arg, np.int64 | np.uint64) and arg == 0:
+        return ctypes.c_void_p(None)  # CuPy sends the 8 bytes as they are
     if isinstance(arg, np.ndarray):
         return ctypes.c_void_p(arg.ctypes.data)
     address = getattr(getattr(arg, "data", None), "ptr", None)
