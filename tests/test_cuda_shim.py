@@ -235,7 +235,18 @@ def test_scalars_that_a_gpu_would_misread(kind, index: int, value, message: str)
         run(TYPES, 1, out(1), *args, kind=kind)
 
 
-@pytest.mark.parametrize("args", [(), (out(1), 1), ([1, 2],), (np.uint32(1),)])
+@pytest.mark.parametrize("kind", MODULES)
+def test_no_array(kind: type[CpuModule]) -> None:
+    source = "__global__ void f(unsigned* y, const float* x) { y[0] = x == nullptr; }"
+    for null in (np.int64(0), np.uint64(0)):
+        y = out(1)
+        run(source, 1, y, null, kind=kind)
+        assert y[0] == 1
+
+
+@pytest.mark.parametrize(
+    "args", [(), (out(1), 1), ([1, 2],), (np.uint32(0),), (np.int64(64),), (None,)]
+)
 def test_arguments_that_do_not_fit(args: tuple) -> None:
     with pytest.raises(TypeError, match="argument"):
         run("__global__ void f(unsigned* y) {}", 1, *args)
@@ -340,10 +351,10 @@ def test_ptx_refuses_what_changes_bits(monkeypatch, option: str, opcode: str) ->
 
 def test_ptx_shows_a_fused_product(monkeypatch: pytest.MonkeyPatch) -> None:
     source = """__global__ void f(float* y, const float* x) {
-        y[threadIdx.x] = x[threadIdx.x] * x[threadIdx.x] - x[threadIdx.x + 1];
+        y[threadIdx.x] = x[threadIdx.x] * x[threadIdx.x + 1] + x[threadIdx.x + 2];
     }"""
     x = np.random.default_rng(1).random(300, dtype=np.float32)
-    expected = x[:256] * x[:256] - x[1:257]
+    expected = x[:256] * x[1:257] + x[2:258]
     for fused in (False, True):
         if fused:
             monkeypatch.setattr(nvrtc, "OPTIONS", (*nvrtc.OPTIONS, "--fmad=true"))

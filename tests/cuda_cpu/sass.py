@@ -25,6 +25,7 @@ from functools import cache
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import patch
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -35,6 +36,7 @@ from qrs.backends.cubin_cache import cached_cubin
 HERE = Path(__file__).resolve().parent
 STORED = HERE / "kernels.json"
 PAGE = HERE.parent.parent / "docs" / "cuda-kernels.md"
+CUBINS = HERE.parent.parent / "build" / "cuda_cpu" / "cubins"
 BEGIN, END = "<!-- kernels: begin -->", "<!-- kernels: end -->"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 
@@ -213,8 +215,9 @@ def measure(family: str, arch: str) -> dict[str, Kernel]:
 
 
 def measure_source(source: str, names: Sequence[str], arch: str) -> dict[str, Kernel]:
-    """The same for any source."""
-    path, lowered = cached_cubin(source, names, arch)
+    """The same for any source; cubins are kept with what else was built."""
+    with patch.dict(os.environ, QRS_CACHE_DIR=str(CUBINS)):
+        path, lowered = cached_cubin(source, names, arch)
     values = {lowered[name]: values_per_turn(source, name) for name in names}
     kernels = analyse(Path(path), values)
     return {name: kernels[lowered[name]] for name in names}
