@@ -1,9 +1,9 @@
-"""A stand-in for CuPy on numpy arrays, as strict as CuPy is. `sys.modules["cupy"]` may be this module.
+"""A stand-in for CuPy on numpy arrays, as strict as CuPy is; fit to be `sys.modules["cupy"]`.
 
 It has what qrs uses and no more, so that whatever else qrs would reach for is an AttributeError. An
-array wraps a numpy array and is none: `np.asarray(x)` is a TypeError, and so is arithmetic with numpy
-arrays. Memory that nobody wrote is full of 0xA5, and there are as many devices as `devices(n)` says;
-what CuPy does on another device than an array's is an error here. `launches` counts kernels.
+array wraps a numpy array and is none: `np.asarray(x)` is a TypeError, and so is arithmetic with
+numpy arrays. Memory that nobody wrote is full of 0xA5. There are as many devices as `devices(n)`
+says; a kernel on another device than its arrays are on is an error.
 """
 
 from __future__ import annotations
@@ -220,7 +220,22 @@ def _operator(name: str) -> Callable[[ndarray, Any], ndarray]:
     return apply
 
 
-for _name in "add sub mul lshift rshift lt le gt ge eq ne and_ or_ xor".split():
+for _name in (
+    "add",
+    "sub",
+    "mul",
+    "lshift",
+    "rshift",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "eq",
+    "ne",
+    "and_",
+    "or_",
+    "xor",
+):
     setattr(ndarray, f"__{_name.rstrip('_')}__", _operator(_name))
 ndarray.__invert__ = lambda self: self._like(_pooled(~self._host))
 
@@ -335,7 +350,7 @@ def concatenate(values: Any) -> ndarray:
 
 
 class CountedModule:
-    """A module of kernels that counts launches by name, and sees that they run where they should."""
+    """A module of kernels that counts launches by name, and sees that they run where they can."""
 
     def __init__(self, module: Any, launches: Counter[str]) -> None:
         self._module, self._launches = module, launches

@@ -1,7 +1,7 @@
-"""From an operation to launches: which kernels there are, on which device they run, what they found.
+"""From an operation to launches: which kernels there are, where they run, and what they found.
 
-Kernels run on CuPy's current stream, and nothing waits for them but `Faults.check`, which reads three
-words. Nothing here imports cupy: `xp` is it, or a stand-in for it.
+Kernels run on CuPy's current stream, and nothing waits for them but `Faults.check`, which reads
+three words. Nothing here imports cupy: `xp` is it, or a stand-in for it.
 """
 
 from __future__ import annotations
@@ -147,9 +147,9 @@ class Faults:
         self.words = xp.zeros(3, np.uint64)
 
     def check(self) -> None:
-        """Wait for the stream, and raise the fault that comes first by `Fault::or` of rust/error.rs.
+        """Wait for the stream, and raise the fault that comes first.
 
-        That is NaN or an infinity anywhere, then the lowest group.
+        That is NaN or an infinity anywhere, then the lowest group: `Fault::or` of rust/error.rs.
         """
         words = self.words.get()
         if words[NONFINITE]:
