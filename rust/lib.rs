@@ -10,9 +10,12 @@
 
 pub mod affine;
 pub mod error;
+pub mod float_formats;
+pub mod floats;
 pub mod grid;
 pub mod numeric;
 pub mod pack;
+pub(crate) mod parts;
 #[cfg(feature = "python")]
 mod py;
 pub mod qparams;
