@@ -40,6 +40,25 @@ def schemes(draw: st.DrawFn, granularity: Any = None) -> qrs.Int:
     )
 
 
+@st.composite
+def float_schemes(draw: st.DrawFn, granularity: Any = None) -> qrs.Float:
+    """Any valid `Float`, plain casts included."""
+    name = draw(st.sampled_from(["bf16", "f16", "e4m3", "e5m2", "e2m1"]))
+    if draw(st.integers(0, 3)) == 0:
+        return qrs.Float(name, saturate=draw(st.booleans()))
+    if granularity is None:
+        granularity = st.one_of(
+            st.just(qrs.PerTensor()),
+            st.builds(qrs.PerAxis, st.integers(-4, 4)),
+            st.builds(qrs.PerGroup, st.integers(1, 2**31 - 1), st.booleans(), st.booleans()),
+        )
+    if isinstance(granularity, st.SearchStrategy):
+        granularity = draw(granularity)
+    nested = [qrs.Float(each, granularity=qrs.PerTensor()) for each in ("e4m3", "e5m2")]
+    scale_dtypes = ["float32", "float16", "bfloat16", "e8m0", *nested]
+    return qrs.Float(name, granularity=granularity, scale_dtype=draw(st.sampled_from(scale_dtypes)))
+
+
 def granularities(shape: tuple[int, ...]) -> st.SearchStrategy:
     """Those that fit `shape`."""
     cols = max(shape[-1], 1)

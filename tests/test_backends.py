@@ -35,7 +35,7 @@ def ran(monkeypatch) -> list[str]:
 
     names: list[str] = []
     for kind in (Reference, Rust):
-        encode = vars(kind)["quantize_affine_packed"]
+        encode = kind.quantize_affine_packed
 
         def recorded(self, *args, _encode=encode):
             names.append(type(self).name)
@@ -172,9 +172,11 @@ def test_available_backends():
 
 def test_operations_are_those_of_the_reference():
     assert OPERATIONS == (
-        "group_range", "choose_qparams_affine", "quantize_affine", "dequantize_affine",
-        "pack_bits", "unpack_bits", "quantize_affine_packed", "dequantize_affine_packed",
-        "fake_quantize_affine",
+        "pack_bits", "unpack_bits", "group_range", "choose_qparams_affine", "quantize_affine",
+        "dequantize_affine", "quantize_affine_packed", "dequantize_affine_packed",
+        "fake_quantize_affine", "encode_float", "decode_float", "choose_scale_float",
+        "choose_scale_float_nested", "quantize_float", "dequantize_float",
+        "quantize_float_packed", "dequantize_float_packed",
     )  # fmt: skip
 
 

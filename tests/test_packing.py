@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import qrs
 from qrs.backends.reference import Reference
 from qrs.backends.rust import Rust
-from qrs.schemes.affine_parts import packed_bits, packed_shape
+from qrs.schemes.layout import packed_bits, packed_shape
 
 BACKENDS = [Reference(), Rust()]
 

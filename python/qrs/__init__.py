@@ -29,14 +29,18 @@ from .errors import (
 from .formats.qrs_file import load, save
 from .granularity import PerAxis, PerGroup, PerTensor
 from .qtensor import QTensor
-from .schemes import Int, parse
+from .schemes import MXFP4, MXFP8, NVFP4, Float, Int, parse
 
 __version__ = _version("qrs-quant")
 
 __all__ = [
+    "MXFP4",
+    "MXFP8",
+    "NVFP4",
     "ArgTypeError",
     "ArgValueError",
     "DeviceError",
+    "Float",
     "FormatError",
     "Int",
     "InternalError",

@@ -9,6 +9,8 @@
 - integers, bool, complex, longdouble, float8, strings, objects, datetimes, structured dtypes: an
   error, cast to a float dtype first.
 - NaN and infinities: an error with the first index and the count.
+- arrays of a GPU: CuPy's, and, in the same memory, those of anything with `__dlpack__` or
+  `__cuda_array_interface__`; float32, float16 and bfloat16.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from numpy.typing import NDArray
 
 from .checks import check_subnormals
 from .constants import DTYPES
+from .devices import as_cupy, is_cupy, is_on_gpu, is_writable, may_share_memory, on_host
 from .errors import ArgTypeError, ArgValueError, QrsMemoryError, bad
 
 Array = NDArray[Any]
@@ -49,8 +52,17 @@ def as_input(x: Any, arg: str = "x") -> Array:
         raise bad(arg, "ndim 0", 0, ">= 1")
     if array.dtype not in _KERNEL_DTYPES:
         array = _with_accepted_dtype(array, arg)
+    if is_cupy(array) and array.dtype == np.float64:
+        # CuPy narrows with subnormals flushed to zero.
+        raise bad(
+            arg,
+            "got float64 on a GPU",
+            array.dtype,
+            "float32, float16 or bfloat16 there",
+            ArgTypeError,
+        )
     flags = array.flags
-    if flags.c_contiguous and flags.aligned:
+    if flags.c_contiguous and getattr(flags, "aligned", True):
         return array
     return copied(array, arg)
 
@@ -76,6 +88,7 @@ def nonfinite_error(x: Array, arg: str = "x") -> ArgValueError:
     >>> str(nonfinite_error(np.array([[1, np.nan], [np.inf, 2]])))
     'x: 2 non-finite values, first nan at (0, 1)'
     """
+    x = on_host(x)
     flat, count, first = x.reshape(-1), 0, 0
     for start in range(0, flat.size, _BLOCK):
         with np.errstate(invalid="ignore"):
@@ -95,14 +108,16 @@ def nonfinite_error(x: Array, arg: str = "x") -> ArgValueError:
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: str, inputs: list[Array]) -> None:
     """Raise unless `out` can take a result: writable C order, right shape and dtype, no overlap."""
-    if type(out) is not np.ndarray:
-        raise bad("out", f"got {type(out).__name__}", type(out), "a numpy array", ArgTypeError)
+    on_gpu = any(is_cupy(each) for each in inputs)
+    if not (is_cupy(out) if on_gpu else type(out) is np.ndarray):
+        expected = "a CuPy array" if on_gpu else "a numpy array"
+        raise bad("out", f"got {type(out).__name__}", type(out), expected, ArgTypeError)
     found = None
     if out.shape != shape or out.dtype != DTYPES[dtype]:
         found = f"{out.dtype} of shape {out.shape}"
-    elif not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
+    elif not is_writable(out):
         found = "an array that is not writable, aligned and in C order"
-    elif any(np.may_share_memory(out, each) for each in inputs):
+    elif any(may_share_memory(out, each) for each in inputs):
         found = "memory that overlaps an input"
     if found:
         expected = f"a writable {dtype} array of shape {shape} in C order"
@@ -136,7 +151,8 @@ class Held:
     __slots__ = ("_references",)
 
     def __init__(self, *arrays: Array | None) -> None:
-        owners = (a.base if type(a.base) is np.ndarray else a for a in arrays if a is not None)
+        hosts = (a for a in arrays if isinstance(a, np.ndarray))
+        owners = (a.base if type(a.base) is np.ndarray else a for a in hosts)
         self._references = [weakref.ref(owner) for owner in owners]
 
     def __enter__(self) -> None:
@@ -191,6 +207,8 @@ def plain(x: Any, arg: str = "x", integers: bool = False) -> Array:
     """
     if type(x) is np.ndarray:
         return x
+    if is_on_gpu(x):
+        return as_cupy(x)
     expected = f"an array of {_ACCEPTED}"
     if isinstance(x, np.ma.MaskedArray):
         raise bad(

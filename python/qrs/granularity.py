@@ -10,10 +10,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from .checks import checked_integer
+from .devices import contiguous, library_of
 from .errors import ArgTypeError, ArgValueError, bad
 
 Array = NDArray[Any]
@@ -69,6 +69,10 @@ class Granularity:
         """The inverse of `to_rows`."""
         return rows.reshape(shape)
 
+    def is_rowwise(self, ndim: int) -> bool:
+        """Whether each row of the leading axis has scales of its own."""
+        return True
+
     def select(self, per_group: Array, index: Any, ndim: int) -> Array:
         """The scales of `x[index]`, an index of the leading axis of two or more."""
         selected: Array = per_group[index]
@@ -77,6 +81,21 @@ class Granularity:
     def suffix(self) -> str:
         """What the string of a scheme says of it."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Unscaled(Granularity):
+    """No scales: of a plain cast. Without a scale, every row is a group of its own."""
+
+    def scale_shape(self, shape: Shape) -> Shape:
+        return (0,)
+
+    def rows(self, shape: Shape) -> Rows:
+        *lead, last = shape
+        return Rows(math.prod(lead), last, max(last, 1))
+
+    def suffix(self) -> str:
+        return ""
 
 
 @dataclass(frozen=True)
@@ -93,6 +112,9 @@ class PerTensor(Granularity):
     def rows(self, shape: Shape) -> Rows:
         size = math.prod(shape)
         return Rows(1, size, max(size, 1))
+
+    def is_rowwise(self, ndim: int) -> bool:
+        return False
 
     def select(self, per_group: Array, index: Any, ndim: int) -> Array:
         return per_group
@@ -130,16 +152,19 @@ class PerAxis(Granularity):
         return self.axis % len(shape) == 0
 
     def to_rows(self, x: Array) -> Array:
-        moved = np.moveaxis(x, self.axis, 0)
-        return np.ascontiguousarray(moved.reshape(moved.shape[0], -1))
+        moved = library_of(x).moveaxis(x, self.axis, 0)
+        return contiguous(moved.reshape(moved.shape[0], -1))
 
     def from_rows(self, rows: Array, shape: Shape) -> Array:
         axis = self.axis % len(shape)
         moved = rows.reshape(shape[axis], *shape[:axis], *shape[axis + 1 :])
-        return np.ascontiguousarray(np.moveaxis(moved, 0, axis))
+        return contiguous(library_of(moved).moveaxis(moved, 0, axis))
+
+    def is_rowwise(self, ndim: int) -> bool:
+        return self.axis % ndim == 0
 
     def select(self, per_group: Array, index: Any, ndim: int) -> Array:
-        return super().select(per_group, index, ndim) if self.axis % ndim == 0 else per_group
+        return super().select(per_group, index, ndim) if self.is_rowwise(ndim) else per_group
 
     def suffix(self) -> str:
         return f"-axis{self.axis}"

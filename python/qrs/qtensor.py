@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from . import backends
 from .arrays import Held, check_out, float_dtype_name, reports_memory
 from .constants import DTYPES
+from .devices import LIBRARIES, is_array, is_writable, may_share_memory, moved, on_host
 from .errors import ArgTypeError, QrsError, bad
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class QTensor:
             if mismatch:
                 expected = f"{spec[0]} of shape {spec[1]}"
                 raise bad(path, f"got {mismatch}", mismatch, expected)
-        qt = cls(scheme, shape, dtype, {path: leaves[path] for path in specs})
+        qt = cls(scheme, shape, dtype, _nested(scheme, shape, leaves))
         scheme.check_parts(qt)
         return qt
 
@@ -130,13 +131,9 @@ class QTensor:
         return self.scheme.codes(self)
 
     @property
-    def scale(self) -> NDArray[np.float32]:
-        """The scales decoded to float32; `parts["scale"]` is what is stored."""
-        part = self.parts["scale"]
-        if isinstance(part, QTensor):
-            return part.dequantize()
-        scale: NDArray[np.float32] = part.astype(np.float32, copy=False)
-        return scale
+    def scale(self) -> Any:
+        """The scales decoded to float32, or None; `parts["scale"]` is what is stored."""
+        return self.scheme.scale(self)
 
     @property
     def zero_point(self) -> Array | None:
@@ -175,6 +172,26 @@ class QTensor:
         chosen = backends.resolve(backend, self.packed)
         with Held(*stored, out):
             return self.scheme.dequantize(self, name, chosen, out)
+
+    def to(self, library: str) -> QTensor:
+        """The same tensor as arrays of "numpy" or "cupy": parts are copied where they have to move.
+
+        Raises `DeviceError` where CuPy or a GPU is missing.
+
+        >>> import qrs
+        >>> qt = qrs.quantize([[1.0, 2.0]], "int8")
+        >>> qt.to("numpy") == qt
+        True
+        """
+        if not isinstance(library, str) or library not in LIBRARIES:
+            raise bad("library", f"got {library!r}", library, f"one of: {', '.join(LIBRARIES)}")
+        if library == "cupy":
+            backends.get("cupy")  # says what is missing
+        parts = {
+            name: part.to(library) if isinstance(part, QTensor) else moved(part, library)
+            for name, part in self.parts.items()
+        }
+        return QTensor(self.scheme, self.shape, self.dtype, parts, dict(self.info))
 
     def copy(self) -> QTensor:
         """A copy that shares no memory."""
@@ -236,13 +253,14 @@ class QTensor:
         if self.scheme != scheme or self.shape != shape:
             expected = f"a QTensor of {scheme} and shape {shape}"
             raise bad("out", f"got {self!r}", repr(self), expected)
-        arrays = [array for array in inputs if isinstance(array, np.ndarray)]
+        arrays = [array for array in inputs if is_array(array)]
+        mine = dict(self.leaves())
         for path, spec in scheme.part_specs(shape).items():
-            part: Any = self.parts.get(path)
+            part: Any = mine.get(path)
             found = _mismatch(part, *spec)
-            if found is None and not (part.flags.c_contiguous and part.flags.writeable):
+            if found is None and not is_writable(part):
                 found = "an array that is not writable in C order"
-            if found is None and any(np.may_share_memory(part, array) for array in arrays):
+            if found is None and any(may_share_memory(part, array) for array in arrays):
                 found = "memory that overlaps an input"
             if found:
                 expected = f"its own {spec[0]} of shape {spec[1]}, writable in C order"
@@ -257,9 +275,24 @@ class QTensor:
         return self
 
 
+def _nested(scheme: Scheme, shape: tuple[int, ...], leaves: Mapping[str, Array]) -> dict[str, Any]:
+    """The parts with these leaves, in the order that the scheme names them."""
+    parts: dict[str, Any] = {}
+    for path in scheme.part_specs(shape):
+        name, _, rest = path.partition(".")
+        if rest:
+            parts.setdefault(name, {})[rest] = leaves[path]
+        else:
+            parts[name] = leaves[path]
+    for name, (its_scheme, its_shape) in scheme.nested(shape).items():
+        nested = _nested(its_scheme, its_shape, parts[name])
+        parts[name] = QTensor(its_scheme, its_shape, "float32", nested)
+    return parts
+
+
 def _mismatch(array: Any, dtype: str, shape: tuple[int, ...]) -> str | None:
     """What an array is if it is not of this dtype and shape."""
-    if not isinstance(array, np.ndarray):
+    if not is_array(array):
         return type(array).__name__
     if array.dtype == np.dtype(dtype) and array.shape == shape:
         return None
@@ -277,4 +310,4 @@ def _checked_shape(shape: Any) -> tuple[int, ...]:
 
 
 def _bytes_of(array: Array) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return np.ascontiguousarray(on_host(array)).reshape(-1).view(np.uint8)

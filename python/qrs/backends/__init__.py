@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..checks import check_subnormals, checked_integer
+from ..devices import is_on_gpu
 from ..errors import ArgTypeError, DeviceError, QrsError, bad
 from . import cupy
 from .reference import OPERATIONS, Reference
@@ -64,7 +65,7 @@ def resolve(backend: str | None, *arrays: Any) -> Reference:
 
     Raises `DeviceError` where the arrays belong to another library than the backend computes on.
     """
-    on_gpu = {_is_cupy(a) for a in arrays if isinstance(a, np.ndarray) or _is_cupy(a)}
+    on_gpu = {is_on_gpu(a) for a in arrays if isinstance(a, np.ndarray) or is_on_gpu(a)}
     if len(on_gpu) > 1:
         raise bad("x", "numpy and CuPy in one call", None, "arrays of one library", DeviceError)
     library = "CuPy" if True in on_gpu else "numpy"
@@ -108,7 +109,8 @@ def describe() -> list[dict[str, Any]]:
         operations: list[str] = []
         try:
             kind = type(get(name))
-            operations = [op for op in OPERATIONS if op in vars(kind)]
+            own = kind is Reference
+            operations = [op for op in OPERATIONS if own or op in vars(kind)]
         except DeviceError:
             reason, fix = _missing_rust() if name == "rust" else cupy.missing()
         except QrsError as error:  # the environment asks the extension for what it cannot do
@@ -167,7 +169,3 @@ def _missing_rust() -> tuple[str | None, str | None]:
             "pip install --force-reinstall qrs-quant",
         )
     return None, None
-
-
-def _is_cupy(array: Any) -> bool:
-    return type(array) is not np.ndarray and type(array).__module__.split(".")[0] == "cupy"

@@ -64,10 +64,7 @@ class TensorPlan:
     @property
     def is_rowwise(self) -> bool:
         """Whether rows of the leading axis have scales of their own: blocks give the same bits."""
-        granularity = None if self.scheme is None else self.scheme.granularity
-        if isinstance(granularity, PerAxis):
-            return granularity.axis % len(self.shape) == 0
-        return isinstance(granularity, PerGroup)
+        return self.scheme is not None and self.scheme.is_rowwise(len(self.shape))
 
     def working_bytes(self, backend: str) -> int:
         """What is held at once while this tensor is quantized, beside blocks of some MiB."""

@@ -9,11 +9,26 @@ from functools import lru_cache
 
 from ..errors import ArgTypeError, bad
 from .base import Scheme, from_dict
+from .float import MXFP4, MXFP8, NVFP4, Float
 from .int import Int
 
-__all__ = ["Int", "Scheme", "as_scheme", "from_dict", "parse"]
+__all__ = [
+    "MXFP4",
+    "MXFP8",
+    "NVFP4",
+    "Float",
+    "Int",
+    "Scheme",
+    "as_scheme",
+    "from_dict",
+    "parse",
+]
 
-GRAMMAR = "int<b>|uint<b>[-axisN|-gN][-asym][-full][-f16|-bf16][-flat][-ragged], b = 2..8"
+GRAMMAR = (
+    "int<b>|uint<b>[-axisN|-gN][-asym][-full][-f16|-bf16][-flat][-ragged], b = 2..8; or "
+    "bf16|f16|e4m3|e5m2|e2m1[-tensor|-axisN|-gN][-f16|-bf16|-e8m0][-flat][-ragged]; or "
+    "nvfp4|mxfp4|mxfp8[-flat][-ragged]"
+)
 
 
 def parse(text: str) -> Scheme:
@@ -22,13 +37,17 @@ def parse(text: str) -> Scheme:
     Grammar: `int<b>|uint<b>[-axisN|-gN][-asym][-full][-f16|-bf16][-flat][-ragged]`; `-axisN` is a
     scale per index of axis N, `-gN` per N elements of the last axis, `-asym` an asymmetric signed
     scheme (unsigned ones always are), `-f16` and `-bf16` the dtype of the scales, `-flat` groups
-    along all axes but the first, `-ragged` a shorter last group.
+    along all axes but the first, `-ragged` a shorter last group. Float schemes begin with a format;
+    without `-tensor`, `-axisN` or `-gN` they are plain casts, and then `-strict` refuses what is
+    too large. `-e8m0` stores scales as powers of two. `nvfp4`, `mxfp4`, `mxfp8` are whole schemes.
 
     Raises `ArgTypeError`, and `ArgValueError` for a string that is no scheme.
 
     >>> parse("int4-g128-asym-f16") == Int(
     ...     4, group_size=128, symmetric=False, scale_dtype="float16")
     True
+    >>> parse("e4m3-g32") == Float("e4m3", group_size=32), parse("mxfp4") == MXFP4()
+    (True, True)
     """
     if not isinstance(text, str):
         raise bad("scheme", f"got {text!r}", text, f"a scheme or a string: {GRAMMAR}", ArgTypeError)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from numpy.typing import NDArray
 
+from .. import backends
 from ..errors import ArgTypeError, KernelFault, QrsError, bad
+from . import scales
 
 if TYPE_CHECKING:
     from ..backends.reference import Reference
@@ -25,12 +27,22 @@ Shape = tuple[int, ...]
 PartSpecs = dict[str, tuple[str, Shape]]
 
 
+Built = TypeVar("Built", bound="Scheme")
+
+
 class Scheme(ABC):
     """Base class of all schemes; a subclass registers itself: `class Int(Scheme, family="int")`."""
 
     families: ClassVar[dict[str, type[Scheme]]] = {}
     family: ClassVar[str]
     granularity: Granularity
+    scale_dtype: str | Scheme | None
+
+    if TYPE_CHECKING:  # a field of some schemes, a property of others
+
+        @property
+        def bits(self) -> int:
+            """Of a code."""
 
     def __init_subclass__(cls, family: str, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -46,6 +58,16 @@ class Scheme(ABC):
     @abstractmethod
     def _from_dict(cls, fields: Mapping[str, Any]) -> Scheme:
         """The inverse of `to_dict`, without its "family"."""
+
+    @classmethod
+    def _built(cls: type[Built], fields: Mapping[str, Any]) -> Built:
+        """`cls(**fields)`; fields of other names are an error of the scheme."""
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            if isinstance(error, ArgTypeError):
+                raise
+            raise bad("scheme", str(error), dict(fields), "the fields of to_dict()") from None
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
@@ -94,6 +116,28 @@ class Scheme(ABC):
     @abstractmethod
     def codes(self, qt: QTensor) -> Array:
         """The codes in the shape of the tensor."""
+
+    def with_scale_dtype(self, scale_dtype: str) -> Scheme:
+        """The same scheme, but for how its scales are stored."""
+        return from_dict({**self.to_dict(), "scale_dtype": scale_dtype})
+
+    def nested(self, shape: Shape) -> dict[str, tuple[Scheme, Shape]]:
+        """The parts of an array of `shape` that are QTensors: their schemes and shapes."""
+        return {}
+
+    def is_rowwise(self, ndim: int) -> bool:
+        """Whether rows of the leading axis can be quantized apart, and give the same bits."""
+        return self.granularity.is_rowwise(ndim)
+
+    def scale(self, qt: QTensor, backend: Reference | None = None) -> Any:
+        """The scales as float32, or None."""
+        part, dtype = qt.parts.get("scale"), self.scale_dtype
+        if part is None or dtype is None:
+            return None
+        if isinstance(dtype, Scheme):
+            backend = backend or backends.of(part.packed)
+            return part.scheme.dequantize(part, "float32", backend)
+        return scales.decoded(part, dtype, backend)
 
     @abstractmethod
     def zero_point(self, qt: QTensor, backend: Reference | None = None) -> Array | None:

@@ -10,20 +10,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ..backends.reference import Reference
 from ..checks import checked_integer
 from ..constants import SCALE_DTYPES
 from ..errors import ArgTypeError, KernelFault, QrsError, bad
 from ..granularity import Granularity, PerAxis, PerGroup, granularity_of
 from ..qtensor import QTensor
-from . import affine_checks, affine_parts
+from . import affine_checks, affine_parts, checks, scales
 from .base import Array, PartSpecs, Scheme, Shape
-
-if TYPE_CHECKING:
-    from ..backends.reference import Reference
+from .layout import layout_of, packed_bits, packed_shape, unpacked_bits
 
 _SPELLING = re.compile(
     r"(?P<u>u?)int(?P<bits>\d{1,99})(?:-axis(?P<axis>-?\d{1,99})|-g(?P<group>\d{1,99}))?"
@@ -170,21 +169,16 @@ class Int(Scheme, family="int"):
 
     @classmethod
     def _from_dict(cls, fields: Mapping[str, Any]) -> Int:
-        try:
-            return cls(**fields)
-        except TypeError as error:
-            if isinstance(error, ArgTypeError):
-                raise
-            raise bad("scheme", str(error), dict(fields), "the fields of to_dict()") from None
+        return cls._built(fields)
 
     def part_specs(self, shape: Shape) -> PartSpecs:
-        layout = affine_parts.layout_of(self, shape)
+        layout = layout_of(self, shape)
         specs = {
             "packed": ("uint8", layout.packed_shape),
             "scale": (self.scale_dtype, layout.scale_shape),
         }
         if not self.symmetric:
-            z_shape = affine_parts.packed_shape(layout.scale_shape, self.bits)
+            z_shape = packed_shape(layout.scale_shape, self.bits)
             specs["zero_point"] = ("uint8", z_shape)
         return specs
 
@@ -197,9 +191,10 @@ class Int(Scheme, family="int"):
         out: QTensor | None = None,
     ) -> QTensor:
         if scale is not None or zero_point is not None:
-            expected = affine_parts.layout_of(self, x.shape).scale_shape
+            expected = layout_of(self, x.shape).scale_shape
             scale, zero_point = affine_checks.given_qparams(self, expected, scale, zero_point)
-            affine_checks.check_nonzero(scale)
+            checks.check_nonzero(scale)
+            scale, zero_point = scales.moved_like(scale, x), scales.moved_like(zero_point, x)
         return affine_parts.quantize(self, x, backend, scale, zero_point, out)
 
     def dequantize(
@@ -211,34 +206,38 @@ class Int(Scheme, family="int"):
         return affine_parts.fake_quantize(self, x, backend, out)
 
     def from_codes(self, shape: Shape, codes: Any, scale: Any, zero_point: Any) -> QTensor:
-        layout = affine_parts.layout_of(self, shape)
+        layout = layout_of(self, shape)
         codes = affine_checks.given_integers(self, "codes", shape, codes)
         scale, zero_point = affine_checks.given_qparams(self, layout.scale_shape, scale, zero_point)
-        packed = affine_parts.packed_bits(codes.reshape(layout.stored_shape), self.bits)
+        packed = packed_bits(codes.reshape(layout.stored_shape), self.bits)
         parts = affine_parts.parts_of(self, shape, packed, scale, zero_point)
         qt = QTensor(self, shape, "float32", parts)
-        affine_checks.check_zero_scales(self, qt)
+        checks.check_zero_scales(qt)
         return qt
 
     def check_parts(self, qt: QTensor) -> None:
         affine_checks.check_codes(self, qt)
         affine_checks.check_scale(self, qt.scale, qt.zero_point)
-        affine_checks.check_zero_scales(self, qt)
+        checks.check_zero_scales(qt)
 
     def explain(self, fault: KernelFault, x: Array) -> QrsError:
-        return affine_checks.explain(self, fault, x)
+        def needed(lo: Array, hi: Array) -> Array:
+            grid = (self.qmin, self.qmax, self.symmetric, "float32")
+            return Reference().choose_qparams_affine(lo, hi, *grid)[0]
+
+        return checks.explain(self, fault, x, needed)
 
     def codes(self, qt: QTensor) -> Array:
-        stored = affine_parts.layout_of(self, qt.shape).stored_shape
-        codes = affine_parts.unpacked_bits(qt.packed, self.bits, self.signed, stored)
+        stored = layout_of(self, qt.shape).stored_shape
+        codes = unpacked_bits(qt.packed, self.bits, self.signed, stored)
         return codes.reshape(qt.shape)
 
     def zero_point(self, qt: QTensor, backend: Reference | None = None) -> Array | None:
         if self.symmetric:
             return None
-        shape = affine_parts.layout_of(self, qt.shape).scale_shape
+        shape = layout_of(self, qt.shape).scale_shape
         packed: Array = qt.parts["zero_point"]
-        return affine_parts.unpacked_bits(packed, self.bits, self.signed, shape, backend)
+        return unpacked_bits(packed, self.bits, self.signed, shape, backend)
 
     def select(self, qt: QTensor, index: Any) -> QTensor:
         ndim = len(qt.shape)
@@ -247,5 +246,5 @@ class Int(Scheme, family="int"):
         z = self.zero_point(qt)
         if z is not None:
             chosen = self.granularity.select(z, index, ndim)
-            parts["zero_point"] = affine_parts.packed_bits(chosen, self.bits)
+            parts["zero_point"] = packed_bits(chosen, self.bits)
         return QTensor(self, (packed.shape[0], *qt.shape[1:]), qt.dtype, parts)
