@@ -271,40 +271,27 @@ fn decode<F: Format, E: Element>(
     debug_assert!(result.is_ok());
 }
 
-/// Hands out the place of the next `len` codes, and packs what was written there.
-#[inline(always)]
-fn next_codes<F: Format>(
-    out: &mut Output<F::Code>,
-    len: usize,
-    packed: bool,
-    write: impl FnOnce(&mut [F::Code]),
-) {
-    if packed && F::BITS < 8 {
-        let mut tile = [F::Code::default(); TILE];
-        write(&mut tile[..len]);
-        F::pack(&tile[..len], out.next(F::packed_len(len)));
-    } else {
-        write(out.next(len));
-    }
-}
-
 multiversion! {
     fn encode_part<E: Element, F: Format>(
         part: Part<E>, packed: bool, out: &mut Output<F::Code>,
     ) -> Result<(), Fault> {
         let Part { x, known_finite, grid, block, given } = part;
         let mut pass = Pass::<E>::over(x, known_finite);
+        let mut tile = [F::Code::default(); TILE];
+        let packs = packed && F::BITS < 8;
         for (row, x) in x.chunks_exact(block.cols.len()).enumerate() {
             let mut groups = block.row(grid);
             for x in x.chunks(TILE) {
-                next_codes::<F>(out, x.len(), packed, |codes| {
-                    for segment in groups.segments(x.len()) {
-                        let scale = given.scale[block.index_of(row, segment.group)];
-                        let encode = |x| F::code(F::encode_scaled(x, scale));
-                        let x = &x[segment.elements.clone()];
-                        pass.map(x, &mut codes[segment.elements], encode);
-                    }
-                });
+                let packed = out.next(stored::<F>(x.len(), packed));
+                let codes = if packs { &mut tile[..x.len()] } else { &mut *packed };
+                for segment in groups.segments(x.len()) {
+                    let scale = given.scale[block.index_of(row, segment.group)];
+                    let encode = |x| F::code(F::encode_scaled(x, scale));
+                    pass.map(&x[segment.elements.clone()], &mut codes[segment.elements], encode);
+                }
+                if packs {
+                    F::pack(&tile[..x.len()], packed);
+                }
             }
         }
         pass.finish()
@@ -316,11 +303,16 @@ multiversion! {
         x: &[E::Repr], cols: usize, saturate: bool, packed: bool, out: &mut Output<F::Code>,
     ) -> Result<(), Fault> {
         let mut pass = Pass::<E>::over(x, false);
+        let mut tile = [F::Code::default(); TILE];
+        let packs = packed && F::BITS < 8;
         for x in x.chunks_exact(cols) {
             for x in x.chunks(TILE) {
-                next_codes::<F>(out, x.len(), packed, |codes| {
-                    pass.map(x, codes, |x| F::code(F::encode(x, saturate)));
-                });
+                let packed = out.next(stored::<F>(x.len(), packed));
+                let codes = if packs { &mut tile[..x.len()] } else { &mut *packed };
+                pass.map(x, codes, |x| F::code(F::encode(x, saturate)));
+                if packs {
+                    F::pack(&tile[..x.len()], packed);
+                }
             }
         }
         pass.finish()

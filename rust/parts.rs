@@ -16,6 +16,9 @@ pub(crate) const DECODED: usize = TILE / 2;
 /// Elements between two looks ahead; enough for a few vectors at once.
 const STEP: usize = 64;
 
+/// The same for what is left of a group, or for a small one: a vector of AVX-512, a line of float32.
+const SMALL_STEP: usize = 16;
+
 /// Elements that a single pass over the input looks ahead: 16 KB of float32.
 const AHEAD: usize = 1 << 12;
 
@@ -174,11 +177,11 @@ impl<E: Element> Pass<E> {
         match self {
             Self::Second(next) => {
                 let work = |from: &[_], to: &mut [_]| map(from, to, f);
-                for_each_step::<_, _, { STEP / 2 }>(from, to, *next, work);
+                for_each_step::<_, _, { STEP / 2 }, { SMALL_STEP / 2 }>(from, to, *next, work);
                 *next = next.wrapping_add(from.len() / 2);
             }
             Self::Only(next, nonfinite) => {
-                for_each_step::<_, _, STEP>(from, to, *next, |from, to| {
+                for_each_step::<_, _, STEP, SMALL_STEP>(from, to, *next, |from, to| {
                     // A sum of its own: adding to the one of all would wait for the step before.
                     let zero = E::Bits::default();
                     let step = from.iter().fold(zero, |sum, &x| sum | E::nonfinite_bit(x));
@@ -199,18 +202,26 @@ impl<E: Element> Pass<E> {
     }
 }
 
-/// Runs `work` on [`STEP`] elements at a time, and prefetches `N` elements from `next` on for each.
+/// Runs `work` on [`STEP`] elements at a time, then on [`SMALL_STEP`], then on what is left; for each
+/// step prefetches `N`, for each small one `M` elements from `next` on.
 #[inline(always)]
-fn for_each_step<A: Streamable, B, const N: usize>(
+fn for_each_step<A: Streamable, B, const N: usize, const M: usize>(
     from: &[A],
     to: &mut [B],
     next: *const A,
     mut work: impl FnMut(&[A], &mut [B]),
 ) {
-    let (from_steps, from) = from.as_chunks::<STEP>();
+    let (steps, from) = from.as_chunks::<STEP>();
     let (to_steps, to) = to.as_chunks_mut::<STEP>();
-    for (index, (from, to)) in from_steps.iter().zip(to_steps).enumerate() {
+    for (index, (from, to)) in steps.iter().zip(to_steps).enumerate() {
         prefetch::<_, N>(next.wrapping_add(index * N));
+        work(from, to);
+    }
+    let next = next.wrapping_add(steps.len() * N);
+    let (small_steps, from) = from.as_chunks::<SMALL_STEP>();
+    let (to_steps, to) = to.as_chunks_mut::<SMALL_STEP>();
+    for (index, (from, to)) in small_steps.iter().zip(to_steps).enumerate() {
+        prefetch::<_, M>(next.wrapping_add(index * M));
         work(from, to);
     }
     work(from, to);
