@@ -8,7 +8,7 @@ use crate::error::Fault;
 use crate::grid::{Block, Grid};
 use crate::numeric::{self, Codes, Element, code_offsets};
 use crate::pack::{pack_row, packed_len, sign_bit, unpack_row};
-use crate::parts::{DECODED, Part, Pass, Rule, Source, for_each_part, map};
+use crate::parts::{DECODED, Part, Pass, Rule, Source, for_each_part, map_narrowed};
 use crate::qparams::{Chosen, Given, Params, choose_qparams_affine};
 use crate::rows::{Output, TILE, for_each_block, take, take_mut};
 use crate::simd::multiversion;
@@ -192,9 +192,10 @@ multiversion! {
                     let zero_point = zero_point.wrapping_add(i32::from(flip));
                     let decode = |q: u8| {
                         let q = i32::from(q ^ flip).wrapping_sub(zero_point);
-                        E::narrow(numeric::decode(q, scale))
+                        numeric::decode(q, scale)
                     };
-                    map(&q[segment.elements.clone()], &mut x_hat[segment.elements], decode);
+                    let (q, x_hat) = (&q[segment.elements.clone()], &mut x_hat[segment.elements]);
+                    map_narrowed::<_, E>(q, x_hat, decode);
                 }
             }
         }

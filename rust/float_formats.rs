@@ -84,6 +84,12 @@ pub trait Format: Copy + Send + Sync + 'static {
     #[must_use]
     fn encode(x: f32, saturate: bool) -> u32 {
         let magnitude = x.to_bits() & MAGNITUDE;
+        if Self::WIDE && !saturate {
+            // The numbers go as far as those of float32: what rounds up becomes infinity by itself.
+            let number = round::<Self>(x.to_bits());
+            let nan = Self::NAN_CODE.unwrap_or(0) | sign_code::<Self>(x);
+            return if magnitude > INFINITY { nan } else { number };
+        }
         let largest = if saturate || Self::NAN_CODE.is_none() {
             Self::MAX_CODE
         } else {
@@ -116,34 +122,34 @@ pub trait Format: Copy + Send + Sync + 'static {
     #[inline(always)]
     #[must_use]
     fn widen(code: u32) -> f32 {
-        let magnitude = (code & (Self::SIGN_CODE - 1)) << Self::SHIFT;
-        let normal = magnitude + Self::REBIAS;
-        let finite = if Self::WIDE {
-            normal
-        } else {
-            // The exponent makes a subnormal significand the fraction of a normal number.
-            let least_normal = Self::REBIAS + (1 << 23);
-            let subnormal = f32::from_bits(magnitude + least_normal) - f32::from_bits(least_normal);
-            if magnitude < 1 << 23 { subnormal.to_bits() } else { normal }
-        };
-        let special = if Self::INFINITY_CODE.is_some() { normal + Self::REBIAS } else { NAN };
-        let largest = Self::MAX_CODE << Self::SHIFT;
-        let bits = if magnitude <= largest { finite } else { special };
-        f32::from_bits(bits | (code & Self::SIGN_CODE) << (32 - Self::BITS))
+        number::<Self>(code, |magnitude| magnitude + 2 * Self::REBIAS)
     }
 
-    /// The number of a code; NaN are the canonical ones.
+    /// The number of a code, exact; NaN are the canonical ones.
     #[inline(always)]
     #[must_use]
     fn decode(code: u32) -> f32 {
-        let x = Self::widen(code);
-        let bits = x.to_bits();
-        if Self::NAN_CODE.is_some() && bits & MAGNITUDE > INFINITY {
-            f32::from_bits(bits & !MAGNITUDE | NAN)
-        } else {
-            x
-        }
+        let infinity = INFINITY - 2 * Self::REBIAS;
+        number::<Self>(code, |magnitude| if magnitude == infinity { INFINITY } else { NAN })
     }
+}
+
+/// The number of a code, with what `special` makes of the magnitude of infinities and NaN.
+#[inline(always)]
+fn number<F: Format>(code: u32, special: impl Fn(u32) -> u32) -> f32 {
+    let magnitude = (code & (F::SIGN_CODE - 1)) << F::SHIFT;
+    let normal = magnitude + F::REBIAS;
+    let finite = if F::WIDE {
+        normal
+    } else {
+        // The exponent makes a subnormal significand the fraction of a normal number.
+        let least_normal = F::REBIAS + (1 << 23);
+        let subnormal = f32::from_bits(magnitude + least_normal) - f32::from_bits(least_normal);
+        if magnitude < 1 << 23 { subnormal.to_bits() } else { normal }
+    };
+    let special = if F::INFINITY_CODE.is_some() { special(magnitude) } else { NAN };
+    let bits = if magnitude <= F::MAX_CODE << F::SHIFT { finite } else { special };
+    f32::from_bits(bits | (code & F::SIGN_CODE) << (32 - F::BITS))
 }
 
 /// The sign of `x`, at its place in a code.

@@ -7,7 +7,7 @@ use crate::error::Fault;
 use crate::float_formats::{Format, choose_nested, choose_power_of_two, choose_scale, choose_top};
 use crate::grid::{Block, Grid};
 use crate::numeric::{self, BFloat16, Element, Float16, Float32, larger};
-use crate::parts::{DECODED, Part, Pass, Rule, Source, for_each_part, map};
+use crate::parts::{DECODED, Part, Pass, Rule, Source, for_each_part, map_narrowed};
 use crate::qparams::{Chosen, Given, ScaleDtype, first_fault};
 use crate::rows::{Output, TILE, for_each_block, take, take_mut};
 use crate::simd::multiversion;
@@ -181,15 +181,18 @@ multiversion! {
     fn choose_codes<F: Format, S: Format>(
         lo: &[f32], hi: &[f32], top: f32, codes: &mut [S::Code],
     ) -> Result<(), Fault> {
-        let mut faulty = None;
-        for (group, ((&lo, &hi), code)) in lo.iter().zip(hi).zip(codes).enumerate() {
-            let (bits, decode_overflow) = choose_nested::<F, S>(absmax(lo, hi), top);
-            *code = S::code(bits);
-            if decode_overflow && faulty.is_none() {
-                faulty = Some(Fault::DecodeOverflow { group });
-            }
+        let choose = |(&lo, &hi)| choose_nested::<F, S>(absmax(lo, hi), top);
+        let mut faulty = false;
+        for (range, place) in lo.iter().zip(hi).zip(codes) {
+            let (code, decode_overflow) = choose(range);
+            *place = S::code(code);
+            faulty |= decode_overflow;
         }
-        faulty.map_or(Ok(()), Err)
+        if !faulty {
+            return Ok(());
+        }
+        let first = lo.iter().zip(hi).map(choose).position(|(_, overflows)| overflows);
+        Err(Fault::DecodeOverflow { group: first.unwrap_or_default() })
     }
 }
 
@@ -339,13 +342,14 @@ multiversion! {
                 };
                 let x_hat = out.next(len);
                 let Some(scale) = scale else {
-                    map(codes, x_hat, |code| E::narrow(F::decode(code.into())));
+                    map_narrowed::<_, E>(codes, x_hat, |code| F::decode(code.into()));
                     continue;
                 };
                 for segment in groups.segments(len) {
                     let scale = scale[block.index_of(row, segment.group)];
-                    let decode = |code: F::Code| E::narrow(F::decode(code.into()) * scale);
-                    map(&codes[segment.elements.clone()], &mut x_hat[segment.elements], decode);
+                    let decode = |code: F::Code| F::decode(code.into()) * scale;
+                    let place = &mut x_hat[segment.elements.clone()];
+                    map_narrowed::<_, E>(&codes[segment.elements], place, decode);
                 }
             }
         }

@@ -10,6 +10,7 @@
 
 pub mod affine;
 pub mod error;
+pub(crate) mod f16c;
 pub mod float_formats;
 pub mod floats;
 pub mod grid;

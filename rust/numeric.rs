@@ -23,6 +23,7 @@
 
 use std::ops::{BitOr, BitXor};
 
+use crate::f16c;
 use crate::float_formats::Format;
 use crate::x86::Streamable;
 
@@ -46,6 +47,21 @@ pub trait Element: Copy + Send + Sync + 'static {
     fn widen(x: Self::Repr) -> f32;
     /// The nearest number of this format, ties to even; NaN becomes the canonical quiet NaN.
     fn narrow(x: f32) -> Self::Repr;
+
+    /// Whether the next two functions may be faster than one number at a time.
+    const IN_BULK: bool = false;
+
+    /// Widens all of `x`; NaN may have other payloads.
+    #[inline(always)]
+    fn widen_all(x: &[Self::Repr], wide: &mut [f32]) {
+        x.iter().zip(wide).for_each(|(x, wide)| *wide = Self::widen(*x));
+    }
+
+    /// Narrows all of `x`.
+    #[inline(always)]
+    fn narrow_all(x: &[f32], narrow: &mut [Self::Repr]) {
+        x.iter().zip(narrow).for_each(|(x, narrow)| *narrow = Self::narrow(*x));
+    }
 }
 
 /// IEEE binary32.
@@ -91,7 +107,7 @@ impl Element for Float32 {
 
 /// The formats of 16 bits differ in the lowest bit of their exponents alone.
 macro_rules! sixteen_bits {
-    ($format:ident) => {
+    ($format:ident { $($in_bulk:item)* }) => {
         impl Element for $format {
             type Repr = u16;
             type Bits = u16;
@@ -121,11 +137,25 @@ macro_rules! sixteen_bits {
             fn narrow(x: f32) -> u16 {
                 Self::encode(x, false) as u16
             }
+
+            $($in_bulk)*
         }
     };
 }
-sixteen_bits!(Float16);
-sixteen_bits!(BFloat16);
+sixteen_bits! { BFloat16 {} }
+sixteen_bits! { Float16 {
+    const IN_BULK: bool = true;
+
+    #[inline(always)]
+    fn widen_all(x: &[u16], wide: &mut [f32]) {
+        f16c::widen(x, wide);
+    }
+
+    #[inline(always)]
+    fn narrow_all(x: &[f32], narrow: &mut [u16]) {
+        f16c::narrow(x, narrow);
+    }
+} }
 
 /// 1.5 * 2^23. A float of this size has no fraction bits left, so adding it rounds to the nearest
 /// integer, ties to even, and leaves that integer in the low bits. No instruction set lacks an

@@ -173,10 +173,9 @@ impl<E: Element> Pass<E> {
     /// Applies `f` to the next elements of the part.
     #[inline(always)]
     pub(crate) fn map<B>(&mut self, from: &[E::Repr], to: &mut [B], f: impl Fn(f32) -> B + Copy) {
-        let f = |x| f(E::widen(x));
         match self {
             Self::Second(next) => {
-                let work = |from: &[_], to: &mut [_]| map(from, to, f);
+                let work = |from: &[_], to: &mut [_]| map_widened::<E, _>(from, to, f);
                 for_each_step::<_, _, { STEP / 2 }, { SMALL_STEP / 2 }>(from, to, *next, work);
                 *next = next.wrapping_add(from.len() / 2);
             }
@@ -186,7 +185,7 @@ impl<E: Element> Pass<E> {
                     let zero = E::Bits::default();
                     let step = from.iter().fold(zero, |sum, &x| sum | E::nonfinite_bit(x));
                     *nonfinite = *nonfinite | step;
-                    map(from, to, f);
+                    map_widened::<E, _>(from, to, f);
                 });
                 *next = next.wrapping_add(from.len());
             }
@@ -229,8 +228,40 @@ fn for_each_step<A: Streamable, B, const N: usize, const M: usize>(
 
 /// Applies `f` to each element.
 #[inline(always)]
-pub(crate) fn map<A: Copy, B>(from: &[A], to: &mut [B], mut f: impl FnMut(A) -> B) {
+fn map<A: Copy, B>(from: &[A], to: &mut [B], mut f: impl FnMut(A) -> B) {
     for (from, to) in from.iter().zip(to) {
         *to = f(*from);
+    }
+}
+
+/// Applies `f` to each element as a float32; at most [`STEP`] of them.
+#[inline(always)]
+fn map_widened<E: Element, B>(from: &[E::Repr], to: &mut [B], f: impl Fn(f32) -> B) {
+    if E::IN_BULK {
+        let mut wide = [0.0; STEP];
+        let wide = &mut wide[..from.len()];
+        E::widen_all(from, wide);
+        map(wide, to, f);
+    } else {
+        map(from, to, |x| f(E::widen(x)));
+    }
+}
+
+/// Applies `f` to each element, and narrows what it gives.
+#[inline(always)]
+pub(crate) fn map_narrowed<A: Copy, E: Element>(
+    from: &[A],
+    to: &mut [E::Repr],
+    f: impl Fn(A) -> f32 + Copy,
+) {
+    if E::IN_BULK {
+        for (from, to) in from.chunks(STEP).zip(to.chunks_mut(STEP)) {
+            let mut wide = [0.0; STEP];
+            let wide = &mut wide[..from.len()];
+            map(from, wide, f);
+            E::narrow_all(wide, to);
+        }
+    } else {
+        map(from, to, |a| E::narrow(f(a)));
     }
 }
