@@ -13,7 +13,7 @@
 //!
 //! The bodies have no branches, so that loops over them become vectors. Nothing here knows arrays.
 
-use crate::numeric::{BFloat16, Chosen, Element, Float16, Float32, clamp};
+use crate::numeric::{BFloat16, Chosen, Element, Float16, Float32};
 use crate::pack::{pack_row, unpack_row};
 use crate::x86::Streamable;
 
@@ -103,19 +103,14 @@ pub trait Format: Copy + Send + Sync + 'static {
         code | sign_code::<Self>(x)
     }
 
-    /// As [`Format::encode`], of a number that is not larger than the largest one.
-    #[inline(always)]
-    #[must_use]
-    fn encode_in_range(x: f32) -> u32 {
-        let magnitude = x.to_bits() & MAGNITUDE;
-        round::<Self>(magnitude) | sign_code::<Self>(x)
-    }
-
     /// The code of `x / scale`, where what is too large becomes the largest number.
     #[inline(always)]
     #[must_use]
     fn encode_scaled(x: f32, scale: f32) -> u32 {
-        Self::encode_in_range(clamp(x / scale, -Self::LARGEST, Self::LARGEST))
+        let quotient = x / scale;
+        // The magnitudes of floats are ordered as their bits are.
+        let magnitude = (quotient.to_bits() & MAGNITUDE).min(Self::LARGEST.to_bits());
+        round::<Self>(magnitude) | sign_code::<Self>(quotient)
     }
 
     /// The number of a code, exact; NaN keep their payload where they have one.
