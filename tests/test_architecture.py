@@ -26,7 +26,7 @@ LAYERS = (
     {"arrays", "granularity", "metrics", "statistics", "qtensor"},
     {"schemes", "observers"},
     {"solvers", "formats"},
-    {"api"},
+    {"api", "floats"},
     {""},  # qrs/__init__.py: the public names
     {"nn", "torch"},
     {"checkpoint"},

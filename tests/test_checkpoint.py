@@ -26,7 +26,9 @@ from qrs.formats.header import STORED_DTYPES
 from qrs.formats.safetensors import SafetensorsFile, Writer
 
 SCHEMES = ["int8-axis0", "int8", "int8-axis1", "uint8-axis0", "int4-g32", "int4-g32-asym-f16",
-           "uint3-g32-bf16", "int5-axis0-asym", "int2-g32-full"]  # fmt: skip
+           "uint3-g32-bf16", "int5-axis0-asym", "int2-g32-full",
+           "bf16", "e4m3", "e4m3-g32", "e5m2-axis1-f16", "e2m1-tensor",
+           "nvfp4", "mxfp4"]  # fmt: skip
 
 
 def expected_qtensors(tensors: dict[str, Any], plan: checkpoint.Plan) -> dict[str, Any]:
@@ -49,7 +51,8 @@ def test_a_checkpoint_holds_what_quantize_gives(tmp_path: Path, scheme: str) -> 
         assert file.metadata.keys() == {"format", "qrs"}
 
 
-@pytest.mark.parametrize("scheme", ["int8-axis0", "uint4-axis0-f16", "int4-g32-asym-f16", "int8"])
+@pytest.mark.parametrize("scheme", ["int8-axis0", "uint4-axis0-f16", "int4-g32-asym-f16", "int8",
+                                    "bf16", "e2m1", "e4m3-axis0", "nvfp4", "mxfp4"])  # fmt: skip
 def test_blocks_of_rows_give_the_bits_of_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
@@ -147,6 +150,17 @@ def test_dequantize_refuses_what_overflows(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors", "q.safetensors"]
 
 
+def test_what_overflows_has_its_index_in_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint.stream, "BLOCK_BYTES", 8 * 64 * 4)
+    w = normal((64, 64))
+    w[33, 40] = 1e9
+    qrs.save(tmp_path / "q.safetensors", {"layer.weight": qrs.quantize(w, "int4-g32")})
+    with pytest.raises(ArgValueError, match=r"'layer\.weight': dtype: .* \(33, 40\) overflows"):
+        dequantize_checkpoint(tmp_path / "q.safetensors", tmp_path / "b", dtype="float16")
+
+
 def test_shards_stay_shards_with_an_index(tmp_path: Path) -> None:
     model = save_sharded(tmp_path / "m")
     report = quantize_checkpoint(model, tmp_path / "q", "int4-g32-asym-f16")
@@ -209,7 +223,8 @@ def test_a_single_file_goes_into_a_folder_or_a_file(tmp_path: Path) -> None:
     ).read_bytes()
 
 
-@pytest.mark.parametrize("scheme", ["int8-axis0", "int8", "int8-axis1", "int4-g128-asym-f16"])
+@pytest.mark.parametrize("scheme", ["int8-axis0", "int8", "int8-axis1", "int4-g128-asym-f16", "f16",
+                                    "e4m3-axis1", "nvfp4", "mxfp8"])  # fmt: skip
 def test_backends_write_the_same_bytes(tmp_path: Path, scheme: str) -> None:
     model = save_sharded(tmp_path / "m")
     for backend in ("reference", "rust"):
@@ -274,7 +289,7 @@ def test_inspect(tmp_path: Path) -> None:
     by_name = {t.name: t for t in contents.tensors}
     assert by_name.keys() == small_model().keys()
     conv = by_name["layer.0.conv.weight"]
-    assert (conv.scheme, conv.shape, conv.dtype) == ("int4-g32-flat", (16, 32, 3, 3), "float32")
+    assert (conv.scheme, conv.shape, conv.dtype) == ("int4-g32-flat", (16, 32, 3, 3), "F32")
     assert conv.bits_per_weight == 5.0
     assert by_name["layer.0.fp8.weight"].dtype == "F8_E4M3"
     assert by_name["layer.0.fp8.weight"].scheme is None

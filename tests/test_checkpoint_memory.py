@@ -12,6 +12,7 @@ import pytest
 
 import qrs
 from checkpoints import normal
+from qrs.checkpoint.plan import PROCESS_BYTES
 
 MEASURE = """
 import sys
@@ -22,6 +23,14 @@ assert len(report.tensors) == 1 and report.errors.sqnr_db > 15
 checkpoint.dequantize_checkpoint(output, output + ".back.safetensors", backend=backend)
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(int(peak.split()[1]) * 1024, report.plan.memory_bound, report.plan.memory_estimate)
+"""
+
+DECODE = """
+import sys
+from qrs import checkpoint
+checkpoint.dequantize_checkpoint(*sys.argv[1:])
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(int(peak.split()[1]) * 1024)
 """
 
 
@@ -57,4 +66,21 @@ def test_peak_memory(tmp_path: Path, dtype: Any, scheme: str, backend: str) -> N
     if backend == "rust" or scheme == "int4-g128-asym-f16":
         assert bound == 3 * w.nbytes + (256 << 20)
     assert peak <= 1.2 * estimate, "the estimate of the plan is too low"
+    shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize("scheme", ["int4-g1-asym", "int4-g2-asym"])
+def test_peak_memory_of_decoding_many_scales(tmp_path: Path, scheme: str) -> None:
+    """Scales and zero points are checked and decoded in blocks too: they outweigh the codes."""
+    w = np.tile(normal((8, 8192), np.float16), (256, 1))
+    qrs.save(tmp_path / "q.safetensors", {"w": qrs.quantize(w, scheme)})
+    arguments = [tmp_path / "q.safetensors", tmp_path / "back.safetensors"]
+    run = subprocess.run(
+        [sys.executable, "-c", DECODE, *map(str, arguments)], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    stored = (tmp_path / "q.safetensors").stat().st_size
+    assert int(run.stdout) < PROCESS_BYTES + stored, "not even all that is stored is held at once"
+    back = qrs.load(tmp_path / "back.safetensors")["w"]
+    assert np.array_equal(back, qrs.quantize(w, scheme).dequantize("float16"))
     shutil.rmtree(tmp_path)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from typer.testing import CliRunner
 
 import qrs
 from checkpoints import digests, normal, save_model, save_sharded, small_model
-from processes import clean_environment
+from processes import clean_environment, on_a_terminal
 from qrs import backends
 from qrs.cli.app import Group
 from qrs.cli.commands import app
@@ -114,7 +113,7 @@ def test_inspect(tmp_path: Path) -> None:
     model = save_model(tmp_path / "m", author="a\x1b[2Jb")
     run("quantize", model, "-o", tmp_path / "q.safetensors")
     out = run("inspect", tmp_path / "q.safetensors").stdout
-    assert re.search(r"layer\.0\.attention\.weight +float32 +64x64 +int8-axis0 +4\.4 kB +8\.5", out)
+    assert re.search(r"layer\.0\.attention\.weight +F32 +64x64 +int8-axis0 +4\.4 kB +8\.5", out)
     assert re.search(r"counts +I64 +8x8 +- +512 B +64\.000", out)
     assert "15 tensors, 5 of them quantized" in out
     assert r"metadata author: a\x1b[2Jb" in out
@@ -131,6 +130,35 @@ def test_dequantize(tmp_path: Path) -> None:
     document = json.loads(run("dequantize", tmp_path / "q", "-o", tmp_path / "b", *options).stdout)
     assert set(document["decoded"].values()) == {"float32"}
     assert qrs.load(tmp_path / "b")["layer.0.mlp.weight"].dtype == np.float32
+
+
+def test_dtypes_have_one_spelling(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "m")
+    run("quantize", model, "-o", tmp_path / "q")
+    planned = json.loads(run("quantize", model, "--dry-run", "--json").stdout)["tensors"]
+    before, after = (
+        {
+            t["name"]: t["dtype"]
+            for t in json.loads(run("inspect", place, "--json").stdout)["tensors"]
+        }
+        for place in (model, tmp_path / "q")
+    )
+    assert before == after == {t["name"]: t["dtype"] for t in planned}
+    assert after["layer.0.mlp.weight"] == "BF16"
+
+
+def test_what_overflows_names_the_option_that_helps(tmp_path: Path) -> None:
+    w = normal((8, 8), np.float16)
+    w[0, 0] = 65504  # a scale of 515.78 rounds up to 516, and 127 x 516 is infinite in float16
+    qrs.save(tmp_path / "q.safetensors", {"w": qrs.quantize(w, "int8-f16")})
+    command = ("dequantize", tmp_path / "q.safetensors", "-o", tmp_path / "b.safetensors")
+    result = run(*command, code=1)
+    assert result.stderr.startswith(
+        "error: tensor 'w': dtype: the decoded value at (0, 0) overflow"
+    )
+    assert "--dtype float32" in result.stderr and result.stderr.count("\n") == 1
+    run(*command, "--dtype", "float32")
+    assert float(qrs.load(tmp_path / "b.safetensors")["w"][0, 0]) == 127 * 516
 
 
 def test_backend_option_and_variable(tmp_path: Path) -> None:
@@ -235,47 +263,20 @@ def test_progress_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture
     ]
 
 
-def on_a_terminal(arguments: list[str], env: dict[str, str]) -> str:
-    """What a command writes where stdout and stderr are a terminal."""
-    parent, child = pty.openpty()
-    command = [sys.executable, "-m", "qrs", *arguments]
-    base = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS")}
-    process = subprocess.Popen(
-        command, stdout=child, stderr=child, env={**base, "TERM": "xterm", **env}
-    )
-    os.close(child)
-    data = b""
-    while True:
-        try:
-            piece = os.read(parent, 65536)
-        except OSError:  # how Linux says that the other end is closed
-            break
-        if not piece:
-            break
-        data += piece
-    os.close(parent)
-    assert process.wait() == 0, data
-    return data.decode()
-
-
-def test_a_terminal_gets_a_bar_with_rate_and_time_left_and_no_color_is_respected(
-    tmp_path: Path,
-) -> None:
-    model = save_model(tmp_path / "m")
-    color = re.compile(r"\x1b\[[0-9;]*3[0-9][0-9;]*m")
-    out = on_a_terminal(["quantize", str(model), "-o", str(tmp_path / "a")], {})
-    assert "quantizing" in out and "100%" in out and re.search(r"[kM]?B/s", out)
-    assert re.search(r"\d+:\d\d", out)
-    assert color.search(out)
-    out = on_a_terminal(["quantize", str(model), "-o", str(tmp_path / "b")], {"NO_COLOR": "1"})
-    assert "quantizing" in out and not color.search(out)
-
-
 def test_json_is_all_of_stdout_and_stderr_is_silent(tmp_path: Path) -> None:
     model = save_model(tmp_path / "m")
     done = real("quantize", model, "-o", tmp_path / "q", "--scheme", "int4-g32", "--json")
     assert done.returncode == 0 and done.stderr == ""
-    assert json.loads(done.stdout)["output"] == str(tmp_path / "q")
+    report = json.loads(done.stdout)
+    assert report["output"] == str(tmp_path / "q")
+    # What people read on stderr is in the document: which tensors do not fit the scheme, and why.
+    fallbacks = {t["name"]: t["fallback"] for t in report["tensors"] if t["fallback"]}
+    planned = json.loads(
+        real("quantize", model, "--dry-run", "--scheme", "int4-g32", "--json").stdout
+    )
+    assert fallbacks == {t["name"]: t["fallback"] for t in planned["tensors"] if t["fallback"]}
+    assert fallbacks["layer.0.mlp.weight"].startswith("group_size=32 does not divide 100")
+    assert len(fallbacks) == 2
 
 
 def test_an_ascii_terminal_gets_a_table_too(tmp_path: Path) -> None:

@@ -155,3 +155,26 @@ def test_inputs_survive_errors():
     with pytest.raises(qrs.ArgValueError):
         qrs.fake_quantize(x, "int8", out=out[:, ::-1])
     assert (out == 7).all()
+
+
+@pytest.mark.parametrize("backend", ["reference", "rust"])
+def test_a_call_that_fails_changes_nothing_but_out(backend):
+    """What is in `out` is unspecified then, as the docstrings say; it can be used again."""
+    for function in (qrs.quantize, qrs.dequantize, qrs.fake_quantize, qrs.QTensor.dequantize):
+        words = " ".join((function.__doc__ or "").split())
+        assert "unspecified" in words or "`out` as in `dequantize`" in words, function
+    x = np.linspace(-1, 1, 1 << 16, dtype=np.float32).reshape(64, -1)
+    bad = x.copy()
+    bad[-1, -1] = np.nan  # late, when other rows are written already
+    qt = qrs.quantize(x, "int8-axis0", backend=backend)
+    wide = qrs.quantize(x * 1e6, "int8-axis0", backend=backend)
+    before = bad.tobytes(), wide.copy()
+    out, values = qt.copy(), np.zeros(x.shape, np.float16)
+    with pytest.raises(qrs.ArgValueError, match="nan"):
+        qrs.quantize(bad, "int8-axis0", out=out, backend=backend)
+    with pytest.raises(qrs.ArgValueError, match="overflows float16"):
+        qrs.dequantize(wide, "float16", out=values, backend=backend)
+    assert before == (bad.tobytes(), wide)
+    assert qrs.quantize(x, "int8-axis0", out=out, backend=backend) == qt
+    expected = qt.dequantize("float16", backend=backend)
+    assert np.array_equal(qrs.dequantize(qt, "float16", out=values, backend=backend), expected)

@@ -85,3 +85,19 @@ def test_nan_is_not_lost():
 
 def test_powers_that_have_no_quotient():
     assert metrics.sqnr_db([1e-100], [1e150]) == pytest.approx(-5000, rel=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["sqnr_db", "mse", "max_abs_error", "cosine"])
+@pytest.mark.parametrize(
+    "x", ["a", ["a", "b"], [[1], [1, 2]], None, [1j], np.ma.ones(3), {}], ids=repr
+)
+def test_what_is_no_array_of_numbers(metric, x):
+    for arg, arguments in {"x": (x, [1.0]), "x_hat": ([1.0], x)}.items():
+        with pytest.raises(qrs.ArgTypeError, match=f"^{arg}: ") as caught:
+            getattr(metrics, metric)(*arguments)
+        assert caught.value.arg == arg
+
+
+def test_integers_and_booleans_are_numbers():
+    assert metrics.mse(np.array([1, 0]), [True, True]) == 0.5
+    assert metrics.max_abs_error(np.uint8([0]), np.uint8([255])) == 255

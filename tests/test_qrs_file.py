@@ -44,6 +44,29 @@ def test_round_trip(tmp_path: Path, scheme: str, dtype: Any) -> None:
         assert file.leaves("layer.weight").keys() == dict(qt.leaves()).keys()
 
 
+ROWS = [*SCHEMES, "int2-axis0-asym", "uint3-axis0", "int3-axis1-asym", "int4-g1-asym", "e4m3-axis0",
+        "int5-g7-ragged", "nvfp4", "mxfp8", "bf16"]  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", ROWS)
+def test_rows_are_read_alone(tmp_path: Path, scheme: str) -> None:
+    qt = quantized(scheme, weight(21, 64))
+    save(tmp_path / "x", {"w": qt})
+    with QrsFile(tmp_path / "x") as file:
+        for start, stop in [(0, 21), (0, 8), (8, 16), (8, 21), (16, 21)]:
+            assert file.load_rows("w", start, stop) == qt[start:stop]
+
+
+def test_rows_that_the_scheme_refuses_have_their_index_in_the_whole(tmp_path: Path) -> None:
+    qt = quantized("int4-g32", weight(21, 64))
+    qt.parts["scale"][17, 1] = np.nan
+    save(tmp_path / "x", {"w": qt})
+    with QrsFile(tmp_path / "x") as file:
+        assert file.load_rows("w", 0, 16) == qt[:16]
+        with pytest.raises(FormatError, match=r"tensor 'w': scale: .*\(17, 1\)"):
+            file.load_rows("w", 16, 21)
+
+
 @pytest.mark.parametrize("shape", [(1,), (0,), (0, 32), (4, 0), (3, 2, 5, 32)])
 def test_any_shape(tmp_path: Path, shape: tuple[int, ...]) -> None:
     qt = quantized("int8", np.ones(shape, np.float32))

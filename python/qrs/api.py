@@ -90,7 +90,8 @@ def dequantize(
     dtype : "float32", "float16", "bfloat16" or "float64", as a name or a numpy dtype. Decoding is
         (q - zero_point) * scale in float32, then one rounding to `dtype`; a value that overflows
         `dtype` is an error.
-    out : an array of that shape and dtype, writable and in C order, to fill and return.
+    out : an array of that shape and dtype, writable and in C order, to fill and return; after an
+        error its contents are unspecified.
     backend : as in `quantize`.
 
     >>> import qrs

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import bad
+from .arrays import plain
+from .devices import on_host
+from .errors import ArgTypeError, bad
 
 _BLOCK = 1 << 20
 
@@ -81,10 +83,17 @@ def cosine(x: Any, x_hat: Any) -> float:
 
 
 def _blocks(x: Any, x_hat: Any) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    a, b = np.asarray(x), np.asarray(x_hat)
+    a, b = _numbers(x, "x"), _numbers(x_hat, "x_hat")
     if a.shape != b.shape:
         raise bad("x_hat", f"got shape {b.shape}", b.shape, f"{a.shape} as x")
     flat_a, flat_b = a.reshape(-1), b.reshape(-1)
     for start in range(0, flat_a.size, _BLOCK):
         block = slice(start, start + _BLOCK)
         yield flat_a[block].astype(np.float64), flat_b[block].astype(np.float64)
+
+
+def _numbers(x: Any, arg: str) -> NDArray[Any]:
+    array = on_host(plain(x, arg, integers=True))
+    if not np.can_cast(array.dtype, np.float64, "same_kind"):
+        raise bad(arg, f"got dtype {array.dtype}", array.dtype, "real numbers", ArgTypeError)
+    return array

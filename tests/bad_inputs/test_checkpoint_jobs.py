@@ -60,6 +60,10 @@ from qrs.formats import atomic
         (["quantize", "MODEL", "-o", "OUT", "--exclude", "nix*"], "pattern 'nix*' matches no"),
         (["quantize", "MODEL", "-o", "OUT", "--scheme", "int8-axis7"], "axis: got 7"),
         (["dequantize", "MODEL", "-o", "OUT", "--dtype", "int8"], "dtype: got 'int8'"),
+        (["quantize", "MODEL", "-o", ""], "output: got '', expected a path"),
+        (["dequantize", "MODEL", "-o", ""], "output: got '', expected a path"),
+        (["quantize", "MODEL", "-o", "x.safetensors/"], "output: got 'x.safetensors/'"),
+        (["dequantize", "MODEL", "-o", "x.safetensors/."], "output: got 'x.safetensors/.'"),
     ],
 )
 def test_P13_wrong_command_line(
@@ -73,6 +77,41 @@ def test_P13_wrong_command_line(
     assert result.stderr.startswith("error: ") and message in result.stderr
     assert result.stderr.count("\n") == 1
     assert digests(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", ["quantize", "dequantize"])
+def test_P13_what_files_hold_is_no_fault_of_the_command_line(
+    tmp_path: Path, model: Path, command: str
+) -> None:
+    """Exit code 1 whatever the command: a model of the wrong kind, or an output that is in it."""
+    other = {"quantize": "dequantize", "dequantize": "quantize"}[command]
+    result = CliRunner().invoke(app, ["quantize", str(model), "-o", str(tmp_path / "q")])
+    assert result.exit_code == 0
+    places = {"quantize": model, "dequantize": tmp_path / "q"}
+    for arguments, words in (
+        ([places[other], "-o", tmp_path / "x"], "quantized tensors"),
+        ([places[command], "-o", places[command] / "x"], "lies inside the checkpoint"),
+        (["", "-o", tmp_path / "x"], "model: got '', expected a path"),
+    ):
+        result = CliRunner().invoke(app, [command, *map(str, arguments)])
+        assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+        assert result.stderr.startswith("error: ") and words in result.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_P13_paths_that_are_no_names(tmp_path: Path, model: Path, no_work: None) -> None:
+    for path in ("", "x.safetensors/", f"{tmp_path}/x.safetensors//"):
+        with pytest.raises(ArgValueError, match=r"output: got '.*', expected a"):
+            quantize_checkpoint(model, path)
+    with pytest.raises(ArgValueError, match="path: got '', expected a path"):
+        qrs.load("")
+    with pytest.raises(ArgValueError, match="path: got '', expected a path"):
+        qrs.save("", {})
+
+
+def test_P13_a_slash_at_the_end_is_a_folder(tmp_path: Path, model: Path) -> None:
+    quantize_checkpoint(f"{model}/", f"{tmp_path}/q/")
+    assert (tmp_path / "q" / "model.safetensors").is_file()
 
 
 def test_P13_in_a_process_of_its_own(tmp_path: Path, model: Path) -> None:

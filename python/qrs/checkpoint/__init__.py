@@ -14,7 +14,7 @@ False
 """
 
 from .contents import Contents, Stored, inspect_checkpoint
-from .output import Output
+from .output import Output, output_path
 from .plan import Plan, TensorPlan, make_plan
 from .report import ErrorSums, Report, TensorReport
 from .selection import Selection
@@ -44,6 +44,7 @@ __all__ = [
     "inspect_checkpoint",
     "make_plan",
     "open_checkpoint",
+    "output_path",
     "plan_checkpoint",
     "plan_of",
     "quantize_checkpoint",

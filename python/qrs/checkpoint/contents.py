@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from ..constants import DTYPES
+from ..formats.header import dtype_name
 from .source import open_checkpoint
 
 
@@ -14,7 +16,8 @@ from .source import open_checkpoint
 class Stored:
     """One tensor of a checkpoint: `scheme` is None where it is stored as it is.
 
-    `dtype` and `shape` are those of the tensor itself, before it was quantized.
+    `dtype` (as files name it: "BF16") and `shape` are those of the tensor itself, before it was
+    quantized.
     """
 
     name: str
@@ -86,6 +89,7 @@ def inspect_checkpoint(model: str | os.PathLike[str]) -> Contents:
                 tensors.append(Stored(name, info.dtype, info.shape, None, info.nbytes, file))
                 continue
             parts = [shard.tensors[leaf].nbytes for leaf, _, _ in entry.layout(name)]
-            fields = (entry.dtype, entry.shape, str(entry.scheme), sum(parts))
+            dtype = dtype_name(DTYPES[entry.dtype])
+            fields = (dtype, entry.shape, str(entry.scheme), sum(parts))
             tensors.append(Stored(name, *fields, file))
     return Contents(tuple(tensors), metadata)

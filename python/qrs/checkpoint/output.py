@@ -23,12 +23,30 @@ from functools import cached_property
 from pathlib import Path
 
 from ..errors import QrsError, StorageError, bad
-from ..formats.atomic import atomic_folder, atomic_write_bytes, storage_errors
+from ..formats.atomic import as_path, atomic_folder, atomic_write_bytes, storage_errors
 from ..formats.shards import INDEX, SINGLE
+from ..formats.strict_json import quote
 from .source import Checkpoint, Shard
 
 SUFFIX = ".safetensors"
 Destination = tuple[Path, tuple[Shard, ...]]
+
+
+def output_path(path: str | os.PathLike[str]) -> Path:
+    """The path of an output as a Path, which drops the slash of a folder.
+
+    >>> output_path("q/").name
+    'q'
+    >>> output_path("q.safetensors/")
+    Traceback (most recent call last):
+    ...
+    qrs.errors.ArgValueError: output: got 'q.safetensors/', expected a folder's name or a file's
+    """
+    place = as_path(path, "output")
+    text = os.fspath(path)
+    if place.name.endswith(SUFFIX) and os.path.basename(text) != place.name:
+        raise bad("output", f"got {quote(text)}", text, "a folder's name or a file's")
+    return place
 
 
 @dataclass(frozen=True)

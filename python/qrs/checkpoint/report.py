@@ -91,6 +91,7 @@ class TensorReport:
             "shape": list(self.plan.shape),
             "dtype": self.plan.dtype,
             "scheme": str(self.plan.scheme),
+            "fallback": self.plan.fallback,
             "sqnr_db": finite(self.errors.sqnr_db),
             "max_abs_error": self.errors.max_abs_error,
             "bits_per_weight": self.bits_per_weight,

@@ -80,6 +80,13 @@ class Checkpoint:
         """Whether qrs wrote quantized tensors into it."""
         return any(shard.quantized for shard in self.shards)
 
+    def check_plain(self) -> None:
+        """Raise ArgValueError where tensors are quantized already."""
+        count = sum(len(shard.quantized) for shard in self.shards)
+        if count:
+            found = f"{self.path} holds {count} quantized tensors already"
+            raise bad("model", found, str(self.path), "one without (dequantize it first)")
+
     @property
     def is_sharded(self) -> bool:
         """Whether an index ties several files together."""

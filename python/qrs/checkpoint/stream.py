@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import api, backends
-from ..arrays import float_dtype_name
+from ..arrays import as_kernel_float, float_dtype_name
 from ..constants import DTYPES
+from ..devices import moved, on_host
 from ..errors import ArgTypeError, ArgValueError, QrsError, QrsMemoryError, bad
-from ..formats.atomic import as_path
 from ..formats.header import dtype_name
 from ..formats.header import nbytes as file_nbytes
 from ..formats.qrs_file import Entry, FileLayout, QrsFile, qrs_metadata
@@ -31,7 +31,7 @@ from ..formats.safetensors import Writer
 from ..formats.strict_json import quote
 from ..qtensor import QTensor
 from ..schemes import Scheme
-from .output import Output
+from .output import Output, output_path
 from .plan import BLOCK_BYTES, Plan, TensorPlan, make_plan
 from .report import ErrorSums, Report, TensorReport
 from .source import Checkpoint, Shard, open_checkpoint
@@ -67,10 +67,7 @@ def plan_checkpoint(
 
 def plan_of(source: Checkpoint, scheme: Scheme | str, **options: Any) -> Plan:
     """`plan_checkpoint` of a checkpoint that is open."""
-    if source.is_quantized:
-        count = sum(len(shard.quantized) for shard in source.shards)
-        found = f"{source.path} holds {count} quantized tensors already"
-        raise bad("model", found, str(source.path), "one without (dequantize it first)")
+    source.check_plain()
     return make_plan(source.tensors, scheme, **options)
 
 
@@ -104,7 +101,7 @@ def quantize_checkpoint(
     source = open_checkpoint(model)
     options = {"include": include, "exclude": exclude, "backend": backend}
     plan = plan_of(source, scheme, embeddings=embeddings, **options)
-    return run_plan(source, plan, Output(source, as_path(output, "output"), overwrite), progress)
+    return run_plan(source, plan, Output(source, output_path(output), overwrite), progress)
 
 
 def run_plan(
@@ -148,13 +145,13 @@ def quantize_tensor(
     for rows in row_blocks(t.shape, 8) if t.is_rowwise else [slice(0, t.shape[0])]:
         x = file.read_rows(t.name, rows.start, rows.stop)
         try:
-            qt = api.quantize(x, t.scheme, backend=backend)
+            qt = api.quantize(sent(x, backend), t.scheme, backend=backend)
         except ArgValueError as error:
             raise explain(file, t, error, backend) from None
-        for leaf, array in qt.leaves():
+        for leaf, array in qt.to("numpy").leaves():
             pieces.setdefault(leaf, []).append(array)
         for part in row_blocks(qt.shape):
-            errors.add(x[part], qt[part].dequantize(backend=backend))
+            errors.add(x[part], on_host(qt[part].dequantize(backend=backend)))
         if progress is not None:
             progress(t.name, x.nbytes)
     for leaf, arrays in pieces.items():
@@ -162,11 +159,17 @@ def quantize_tensor(
     return TensorReport(t, errors, time.perf_counter() - started)
 
 
+def sent(x: Array, backend: str) -> Array:
+    """An array where the backend computes. float64 narrows before: a GPU takes none."""
+    library = backends.get(backend).library
+    return x if library == "numpy" else moved(as_kernel_float(x), library)
+
+
 def explain(file: QrsFile, t: TensorPlan, error: QrsError, backend: str) -> QrsError:
     """The error of the whole tensor: one of a block of rows has neither its indices nor counts."""
     assert t.scheme is not None
     try:
-        api.quantize(file.read(t.name), t.scheme, backend=backend)
+        api.quantize(sent(file.read(t.name), backend), t.scheme, backend=backend)
     except QrsError as whole:
         error = whole
     return _of_tensor(error, t.name)
@@ -191,20 +194,20 @@ def dequantize_checkpoint(
     if not source.is_quantized:
         found = f"{source.path} holds no quantized tensors"
         raise bad("model", found, str(source.path), "a checkpoint that qrs quantized")
-    backends.resolve(backend)  # a missing one is known before any work
+    computing = backends.resolve(backend).name  # a missing one is known before any work
     wanted = None if dtype is None else float_dtype_name(dtype)
     entries = {name: entry for shard in source.shards for name, entry in shard.quantized.items()}
     decoded = {name: wanted or entry.dtype for name, entry in entries.items()}
 
     def write(file: QrsFile, name: str, writer: Writer) -> None:
         if name in decoded:
-            decode_tensor(file, name, writer, decoded[name], backend, progress)
+            decode_tensor(file, name, writer, decoded[name], computing, progress)
         else:
             copy_tensor(file, name, writer, progress)
 
     write_checkpoint(
         source,
-        Output(source, as_path(output, "output"), overwrite),
+        Output(source, output_path(output), overwrite),
         lambda shard: (decoded_layout(shard, decoded), {}),
         write,
     )
@@ -229,20 +232,53 @@ def decode_tensor(
     name: str,
     writer: Writer,
     dtype: str,
-    backend: str | None,
+    backend: str,
     progress: Progress | None,
 ) -> None:
     """Write a quantized tensor of `file` as an array of `dtype`."""
-    qt = file.load(name)
-    assert isinstance(qt, QTensor)
-    parts = [qt] if qt.ndim == 1 else (qt[rows] for rows in row_blocks(qt.shape))
+
+    def values(part: QTensor) -> Array:
+        library = backends.get(backend).library
+        if library == "numpy":
+            return part.dequantize(dtype, backend=backend)
+        there = "float32" if dtype == "float64" else dtype  # float32 holds every decoded value
+        x_hat = on_host(part.to(library).dequantize(there, backend=backend))
+        return x_hat.astype(DTYPES[dtype], copy=False)
+
+    def decoded(part: QTensor) -> Array:
+        try:
+            return as_bytes(values(part))
+        except ArgValueError:
+            values(whole(file, name))  # fails with its own indices
+            raise
+
     try:
-        blocks = (as_bytes(part.dequantize(dtype, backend=backend)) for part in parts)
-        writer.write_chunks(name, blocks)
+        writer.write_chunks(name, map(decoded, stored_blocks(file, name)))
     except (ArgTypeError, ArgValueError, QrsMemoryError) as error:
         raise _of_tensor(error, name) from error
     if progress is not None:
-        progress(name, qt.nbytes)
+        progress(name, sum(info.nbytes for info in file.leaves(name).values()))
+
+
+def whole(file: QrsFile, name: str) -> QTensor:
+    """A quantized tensor of a file."""
+    qt = file.load(name)
+    assert isinstance(qt, QTensor)
+    return qt
+
+
+def stored_blocks(file: QrsFile, name: str) -> Iterator[QTensor]:
+    """A quantized tensor in blocks of rows; whole where it has one axis.
+
+    A tensor with many scales takes several times its bytes while it is checked and decoded, so that
+    only a block of it is ever read.
+    """
+    shape = file.quantized[name].shape
+    if len(shape) == 1:
+        yield whole(file, name)
+        return
+    for rows in row_blocks(shape, 8):
+        yield file.load_rows(name, rows.start, rows.stop)
 
 
 def write_checkpoint(

@@ -1,9 +1,11 @@
-"""The command line: `qrs quantize | inspect | dequantize | doctor`, also as `python -m qrs`.
+"""The command line: `qrs quantize | inspect | dequantize | bits | doctor`, also as `python -m qrs`.
 
 Only this package imports typer and rich. How errors become exit codes: `qrs.cli.app`.
 """
 
 import sys
+
+from .signals import exit_code, ignore_signals, stop_on_signals
 
 __all__ = ["main"]
 
@@ -11,8 +13,11 @@ __all__ = ["main"]
 def main() -> None:
     """The entry point of the `qrs` command."""
     try:
+        stop_on_signals()
         from .commands import app  # takes a moment, in which Ctrl-C may come as well
 
         app(prog_name="qrs")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        sys.exit(exit_code(error))
+    finally:
+        ignore_signals()

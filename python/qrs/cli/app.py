@@ -1,9 +1,10 @@
 """How the command line behaves whatever the command: errors, exit codes, broken pipes.
 
 Exit codes: 0 done; 1 an error of qrs or of the system, as one line `error: ...` on stderr; 2 a
-wrong command line, also one line, and nothing is written; 130 Ctrl-C; 141 nobody reads on. Standard
-output holds results only, and with `--json` nothing but one JSON document. A stream that is closed
-from the start (`>&-`) counts as /dev/null.
+wrong command line, also one line, and nothing is written; 130 Ctrl-C; 143 SIGTERM; 129 SIGHUP; 141
+nobody reads on. After these signals (128 + the number of the signal) nothing is left behind either.
+Standard output holds results only, and with `--json` nothing but one JSON document. A stream that
+is closed from the start (`>&-`) counts as /dev/null.
 """
 
 from __future__ import annotations
@@ -13,16 +14,20 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ..errors import ArgTypeError, ArgValueError, QrsError
 from .escape import escaped
+from .signals import exit_code
 
 # typer brings its own click, or needs click, depending on its version; both are reached through it.
 UsageError: Any = typer.BadParameter.__base__
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+"""The option that all commands with results have."""
 
 
 @contextmanager
@@ -71,21 +76,28 @@ class Group(TyperGroup):
         except (QrsError, MemoryError) as error:
             complain(str(error) or "out of memory")
             code = 1
-        except (KeyboardInterrupt, typer.Abort):
-            code = 130
+        except (KeyboardInterrupt, typer.Abort) as error:
+            code = exit_code(error)
         except OSError as error:  # those of files are QrsErrors: this one is of a stream
             code = broken(error)
         if not standalone_mode:
             return code
         sys.exit(code if isinstance(code, int) else 0)
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the command line; a signal may come meanwhile."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except KeyboardInterrupt as error:
+            raise typer.Exit(exit_code(error)) from None
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command, and see to what click would answer in its own way."""
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as error:
+            raise typer.Exit(exit_code(error)) from None
         except BrokenPipeError as error:
             raise typer.Exit(broken(error)) from None
         return result

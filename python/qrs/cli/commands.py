@@ -1,20 +1,21 @@
-"""The commands: quantize, dequantize, inspect, doctor."""
+"""The commands: quantize, dequantize, inspect, doctor; `bits` has a file of its own."""
 
 from __future__ import annotations
 
 import platform
 import sys
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 import typer
 
 from .. import __version__, backends, checkpoint
 from ..arrays import float_dtype_name
-from ..errors import QrsError
+from ..errors import ArgValueError, QrsError
 from ..schemes import GRAMMAR, as_scheme
-from .app import Command, Group, UsageError, is_of_environment, usage
+from .app import Command, Group, Json, UsageError, is_of_environment, usage
+from .bits import bits
 from .escape import escaped
 from .progress import progress
 from .show import show_contents, show_facts, show_fallbacks, show_json, show_plan, show_report
@@ -29,8 +30,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+# Paths are strings here: a Path would drop the slash at the end, and take "" for the folder.
 Model = Annotated[
-    Path,
+    str,
     typer.Argument(
         metavar="MODEL",
         help="A model folder, a .safetensors file, or model.safetensors.index.json.",
@@ -38,7 +40,7 @@ Model = Annotated[
     ),
 ]
 Out = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "-o",
         "--output",
@@ -51,7 +53,6 @@ Backend = Annotated[
     str | None,
     typer.Option(help=f"Who computes: {', '.join(backends.NAMES)}.", show_default=False),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at OUT.")]
 Patterns = list[str]
 
@@ -119,14 +120,16 @@ def quantize(
     if output is None and not dry_run:
         raise UsageError("-o OUT is missing (or use --dry-run)")
     check_values(backend, scheme, embeddings)
+    with usage():
+        path = None if output is None else checkpoint.output_path(output)
     source = checkpoint.open_checkpoint(model)
+    source.check_plain()
     with usage():
         options = {"include": include, "exclude": exclude, "backend": backend}
         plan = checkpoint.plan_of(source, scheme, embeddings=embeddings, **options)
-    destination = None if output is None else checkpoint.Output(source, output, overwrite)
+    destination = None if path is None else checkpoint.Output(source, path, overwrite)
     if destination is not None:
-        with usage():
-            destination.check(plan.nbytes_after)
+        destination.check(plan.nbytes_after)
     if dry_run or destination is None:
         show_json(plan.to_dict()) if json else show_plan(plan)
         return
@@ -155,16 +158,28 @@ def dequantize(
     check_values(backend)
     with usage():
         wanted = None if dtype is None else float_dtype_name(dtype)
+        path = checkpoint.output_path(output)
     nbytes = checkpoint.inspect_checkpoint(model).nbytes
-    with progress("dequantizing", nbytes, quiet=json) as step:
+    with decoding(), progress("dequantizing", nbytes, quiet=json) as step:
         decoded = checkpoint.dequantize_checkpoint(
-            model, output, dtype=wanted, overwrite=overwrite, backend=backend, progress=step
+            model, path, dtype=wanted, overwrite=overwrite, backend=backend, progress=step
         )
     if json:
-        show_json({"output": str(output), "decoded": decoded})
+        show_json({"output": str(path), "decoded": decoded})
         return
     print(f"decoded {len(decoded)} tensors to {', '.join(sorted(set(decoded.values())))}")
-    print(f"wrote {escaped(str(output))}")
+    print(f"wrote {escaped(str(path))}")
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Say what helps where the source's dtype is too narrow for what is decoded."""
+    try:
+        yield
+    except ArgValueError as error:
+        if (error.arg, error.expected) != ("dtype", "float32"):
+            raise
+        raise ArgValueError(f"{error} (--dtype float32 decodes it)", arg="dtype") from error
 
 
 @app.command(cls=Command)
@@ -172,6 +187,10 @@ def inspect(model: Model, json: Json = False) -> None:
     """List the tensors of a checkpoint: dtype, shape, scheme, size. Reads headers only."""
     contents = checkpoint.inspect_checkpoint(model)
     show_json(contents.to_dict()) if json else show_contents(contents)
+
+
+# A word that starts with a minus and is no option is a number.
+app.command(cls=Command, context_settings={"ignore_unknown_options": True})(bits)
 
 
 @app.command(cls=Command)

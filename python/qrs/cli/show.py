@@ -27,22 +27,27 @@ def show_json(document: Any) -> None:
 
 
 def show_table(
-    columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], total: Sequence[str] = ()
+    columns: Sequence[tuple[str | Text, str]],
+    rows: Iterable[Sequence[str | Text]],
+    total: Sequence[str] = (),
+    folds: int = 0,
 ) -> None:
-    """A table; away from a terminal it is as wide as it needs, and nothing is cut or folded."""
+    """A table; away from a terminal it is as wide as it needs, and nothing is cut or folded.
+
+    On a narrow terminal the column number `folds` is folded.
+    """
     table = Table(box=box.SIMPLE_HEAD, show_footer=bool(total), pad_edge=False)
     for number, (title, side) in enumerate(columns):
         footer = Text(total[number]) if total else ""
-        is_name = number == 0
         table.add_column(
             title,
             footer,
             justify="right" if side == RIGHT else "left",
-            no_wrap=not is_name,
+            no_wrap=number != folds,
             overflow="fold",
         )
     for row in rows:
-        table.add_row(*(Text(escaped(cell)) for cell in row))
+        table.add_row(*(Text(escaped(c)) if isinstance(c, str) else c for c in row))
     console = Console()
     if not console.is_terminal:
         needed = Measurement.get(console, console.options.update(max_width=1 << 20), table).maximum

@@ -53,6 +53,8 @@ def as_path(path: str | os.PathLike[str], arg: str = "path") -> Path:
     text = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(text, str):
         raise bad(arg, f"got {quote(path)}", path, "a string or os.PathLike", ArgTypeError)
+    if not text:
+        raise bad(arg, "got ''", text, "a path")
     if "\0" in text:
         raise bad(arg, f"got {quote(text)}", text, "a path without NUL")
     return Path(text)

@@ -30,7 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..constants import DTYPES
-from ..errors import ArgTypeError, ArgValueError, FormatError, bad
+from ..devices import is_cupy
+from ..errors import ArgTypeError, ArgValueError, DeviceError, FormatError, bad
 from ..qtensor import QTensor
 from ..schemes import Scheme, from_dict
 from . import strict_json
@@ -127,6 +128,9 @@ def save(
     for name, tensor in tensors.items():
         if not isinstance(name, str):
             raise bad("tensors", f"got the name {quote(name)}", name, "a string", ArgTypeError)
+        if is_cupy(tensor) or (isinstance(tensor, QTensor) and is_cupy(tensor.packed)):
+            found, expected = f"{quote(name)} is on a GPU", "tensors on the host: x.to('numpy')"
+            raise bad("tensors", found, type(tensor), expected, DeviceError)
         if isinstance(tensor, QTensor):
             entries[name] = Entry.of(tensor)
             arrays.update((f"{name}.{leaf}", array) for leaf, array in tensor.leaves())
@@ -198,6 +202,30 @@ class QrsFile(SafetensorsFile):
             return QTensor.from_leaves(entry.scheme, entry.shape, entry.dtype, leaves)
         except (ArgTypeError, ArgValueError) as error:
             self.fail(str(error), name, error.arg)
+
+    def load_rows(self, name: str, start: int, stop: int) -> QTensor:
+        """Rows of a quantized tensor of two or more axes, without reading the rest.
+
+        `start` and `stop` are multiples of 8, but for the end: what is packed along the rows (the
+        zero points of a scale per row) starts and ends on a byte there.
+        """
+        entry = self.quantized[name]
+        scheme, rest = entry.scheme, entry.shape[1:]
+        shape = (stop - start, *rest)
+        whole, before = scheme.part_specs(entry.shape), scheme.part_specs((start, *rest))
+        leaves: dict[str, Array] = {}
+        for path, spec in scheme.part_specs(shape).items():
+            leaf = self._leaves[name][path].name
+            if spec == whole[path]:  # all rows, or the same for all, as the scale of a column is
+                leaves[path] = self.read(leaf)
+            else:
+                first, count = before[path][1][0], spec[1][0]
+                leaves[path] = self.read_rows(leaf, first, first + count)
+        try:
+            return QTensor.from_leaves(scheme, shape, entry.dtype, leaves)
+        except (ArgTypeError, ArgValueError):
+            self.load(name)  # fails with the indices of the whole tensor
+            raise
 
     def fail(self, problem: str, tensor: str | None = None, field: str | None = None) -> NoReturn:
         """Raise a FormatError that names the file and the tensor."""

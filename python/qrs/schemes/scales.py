@@ -72,7 +72,7 @@ def given(scale: Any, expected: Shape, scale_dtype: str) -> Float32:
     if scale is None:
         raise bad("scale", "got None", None, f"one of shape {expected}")
     array = on_host(plain(scale, "scale"))
-    if array.dtype not in DTYPES.values():
+    if array.dtype.newbyteorder("=") not in DTYPES.values():
         raise bad("scale", f"got dtype {array.dtype}", array.dtype, ", ".join(DTYPES), ArgTypeError)
     check_shape("scale", array, expected)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):

@@ -53,6 +53,8 @@ class Reference(FloatOperations):
     """
 
     name: ClassVar[str] = "reference"
+    library: ClassVar[str] = "numpy"
+    """Whose arrays it takes and returns."""
 
 
 OPERATIONS = tuple(
