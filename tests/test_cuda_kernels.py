@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from cuda_machines import GPU, ORDERS, SHARE, alone, differing, machine, reference_call
-from kernel_calls import ARGUMENTS, RULES, Case, bits_of
 from nasty import FLOATS, every_finite, faulty, float32_sample, misaligned, nasty
 from qrs.backends.cupy import Cupy
 from qrs.backends.reference import OPERATIONS
@@ -249,3 +248,11 @@ def test_one_value_that_is_not_finite(dtype, value):
                 arguments = ARGUMENTS["quantize_affine_packed"](Case(x, group_size, RULES[rule]))
                 found = machine("order-2").call("quantize_affine_packed", *arguments)
                 assert found == ("fault", "nonfinite", 0), (shape, at, rule)
+
+
+@pytest.mark.slow
+def test_no_access_beyond_an_array():
+    """The tests above, with kernels that watch addresses and conversions (minutes to compile)."""
+    chosen = "order-2 and (whole or nasty) and float16 and not given"
+    done = run_sanitized(["-m", "pytest", "-q", "-x", "-k", chosen, __file__], timeout=1800)
+    assert done.returncode == 0, done.stdout + done.stderr
