@@ -10,7 +10,9 @@ from zlib import crc32
 import numpy as np
 import pytest
 
+from cuda_cpu.sanitize import run_sanitized
 from cuda_machines import GPU, ORDERS, SHARE, alone, differing, machine, reference_call
+from kernel_calls import ARGUMENTS, RULES, Case, bits_of
 from nasty import FLOATS, every_finite, faulty, float32_sample, misaligned, nasty
 from qrs.backends.cupy import Cupy
 from qrs.backends.reference import OPERATIONS
