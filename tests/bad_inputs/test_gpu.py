@@ -105,6 +105,12 @@ def test_U01_all_is_there(monkeypatch):
             backends.get("cupy")
 
 
+def test_U01_the_gpu_is_too_old(monkeypatch):
+    monkeypatch.setattr(fake_cupy.Device, "compute_capability", "75")
+    with pytest.raises(qrs.DeviceError, match=r"capability 7\.5, the kernels need 8\.0 or later"):
+        backends.cupy.Cupy(fake_cupy).group_range(fake_cupy.asarray(X), 32)
+
+
 def test_U01_importing_qrs_does_not_import_cupy():
     code = "import sys, qrs; qrs.quantize([1.0], 'int8'); print('cupy' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -3,6 +3,9 @@
 Arguments and results are those of `qrs.backends.reference`, with CuPy arrays on one device in place
 of numpy's. An operation that can find a fault waits for the stream once, to read it; the others
 return before they have run. Nothing here imports cupy before a backend is made.
+
+CuPy 14 has ml_dtypes' bfloat16 as a dtype, for `empty` and `view` as for its own kernels. Of float8
+it knows no more than the size, so that codes stay integers here.
 """
 
 from __future__ import annotations

@@ -66,6 +66,7 @@ KERNELS: Final[dict[str, tuple[str, ...]]] = {
 """Every instance that can be asked for, by the file it is in."""
 
 _FAMILY = {name: family for family, names in KERNELS.items() for name in names}
+_LEAST_CAPABILITY = 80  # maxima that keep NaN, and halves of bfloat16
 _THREADS = 256
 _BLOCKS_PER_PROCESSOR = 16
 NONFINITE, GROUP, NAN = range(3)  # enum FaultWord in common.cuh
@@ -77,9 +78,12 @@ def cubins(xp: Any) -> Load:
     def load(family: str, names: tuple[str, ...]) -> Any:
         from ..cubin_cache import cached_cubin
 
-        arch = f"sm_{xp.cuda.Device().compute_capability}"
+        capability = xp.cuda.Device().compute_capability  # "90" for 9.0
+        if int(capability) < _LEAST_CAPABILITY:
+            found = f"the GPU has compute capability {capability[:-1]}.{capability[-1]}"
+            raise DeviceError(f"{found}, the kernels need 8.0 or later", expected="8.0 or later")
         major = xp.cuda.runtime.runtimeGetVersion() // 1000
-        path, lowered = cached_cubin(source(family), names, arch, major=major)
+        path, lowered = cached_cubin(source(family), names, f"sm_{capability}", major=major)
         return _Lowered(xp.RawModule(path=path), lowered)
 
     return load
