@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 
-def run(code: str, *arguments: str, timeout: float = 60, **environment: str) -> str:
+def run(code: str, *arguments: str, timeout: float = 600, **environment: str) -> str:
     """What `code` prints; an assertion shows how it failed. A signal fails it too."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code, *arguments],
