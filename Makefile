@@ -21,7 +21,7 @@ CLEAN_BLAS := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE
 SAY := @printf '==> %s\n'
 
 SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md LICENSE \
-           $(shell find rust python/qrs -name '*.rs' -o -name '*.py' -o -name '*.pyi')
+           $(shell find rust python/qrs -name '*.rs' -o -name '*.py' -o -name '*.pyi' -o -name '*.cu*')
 
 .PHONY: help
 help: ## List the targets
@@ -86,6 +86,10 @@ test-cpus: $(VENV)/.test qemu ## Same bits on old CPUs: the tests under an emula
 	@CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='qemu-x86_64 -cpu qemu64' cargo test --locked --lib
 	$(SAY) 'Python tests: Nehalem and Haswell against this machine'
 	@$(BIN)/python -m pytest -m cpus
+
+.PHONY: test-gpu
+test-gpu: $(VENV)/.test ## The kernels on a GPU; needs CuPy: pip install 'qrs-quant[cuda13]' or [cuda12]
+	@$(BIN)/python -m pytest -m gpu
 
 .PHONY: test-slow
 test-slow: $(VENV)/.test ## Every finite float32 through int8 at every SIMD level (minutes)

@@ -8,21 +8,11 @@ use crate::error::Fault;
 use crate::grid::{Block, Grid};
 use crate::numeric::{self, Codes, Element, code_offsets};
 use crate::pack::{pack_row, packed_len, sign_bit, unpack_row};
-use crate::qparams::{Chosen, Given, Params, ScaleDtype, choose_part, choose_qparams_affine};
-use crate::range::group_range;
+use crate::parts::{DECODED, Part, Pass, Rule, Source, for_each_part, map_narrowed};
+use crate::qparams::{Chosen, Given, Params, choose_qparams_affine};
 use crate::rows::{Output, TILE, for_each_block, take, take_mut};
 use crate::simd::multiversion;
-use crate::x86::{Streamable, prefetch, worth_streaming};
-
-/// Elements of a tile that is decoded. Half of the others: their streaming stores drain from the store
-/// queue of the core while the next tile is computed, if they fit into it.
-const DECODED: usize = TILE / 2;
-
-/// Elements between two looks ahead; enough for a few vectors at once.
-const STEP: usize = 64;
-
-/// Elements that a single pass over the input looks ahead: 16 KB of float32.
-const AHEAD: usize = 1 << 12;
+use crate::x86::worth_streaming;
 
 /// Quantizes `x` to codes of one byte each, with given parameters.
 ///
@@ -64,7 +54,7 @@ pub fn quantize_affine_packed<E: Element>(
 ) -> Result<(), Fault> {
     assert_eq!(packed.len(), grid.rows * packed_len(grid.cols, bits));
     let out_len = |block: &Block| block.packed_len(bits);
-    for_each_part::<E, _>(x, grid, codes, params, packed, out_len, |part, out| {
+    for_each_part::<E, _>(x, grid, source(codes, params), packed, out_len, |part, out| {
         encode_part::<E>(part, codes, bits, out)
     })
 }
@@ -81,7 +71,7 @@ pub fn fake_quantize_affine<E: Element>(
     x_hat: &mut [E::Repr],
 ) -> Result<(), Fault> {
     assert_eq!(x_hat.len(), grid.len());
-    for_each_part::<E, _>(x, grid, codes, params, x_hat, Block::len, |part, out| {
+    for_each_part::<E, _>(x, grid, source(codes, params), x_hat, Block::len, |part, out| {
         encode_decode_part::<E>(part, codes, out)
     })
 }
@@ -113,103 +103,17 @@ pub fn dequantize_affine_packed<E: Element>(
     debug_assert!(result.is_ok());
 }
 
-/// A part of the input, with what is needed to encode it.
-struct Part<'a, E: Element> {
-    x: &'a [E::Repr],
-    /// Whether `x` has been found finite, in a pass that prefetched half of what comes next.
-    known_finite: bool,
-    /// What `block` is a block of.
-    grid: Grid,
-    block: &'a Block,
-    given: Given<'a>,
-}
-
-/// Runs `work` on each part of `x` with the parameters of its groups, and the place in `out` where
-/// its `out_len` results go. Parameters are chosen just before, while the part is in the cache.
-fn for_each_part<E: Element, T: Streamable + Send>(
-    x: &[E::Repr],
-    grid: Grid,
-    codes: Codes,
-    params: Params,
-    out: &mut [T],
-    out_len: impl Fn(&Block) -> usize + Sync,
-    work: impl Fn(Part<E>, &mut Output<T>) -> Result<(), Fault> + Sync,
-) -> Result<(), Fault> {
-    assert_eq!(x.len(), grid.len());
-    let params = choose_if_large::<E>(x, grid, codes, params)?;
-    let stream = worth_streaming(size_of_val(out));
-    let (mut x_rest, mut out_rest) = (x, out);
-    let mut cut = |block: &Block| {
-        let out = take_mut(&mut out_rest, out_len(block));
-        (take(&mut x_rest, block.len()), Output::new(out, stream))
-    };
+/// Where the parameters of groups come from, with the rule for those that are chosen.
+fn source(codes: Codes, params: Params) -> Source<impl Rule> {
     match params {
-        Params::Given(given) => for_each_block(grid, cut, |block, (x, mut out)| {
-            let (given, block) = (given.of(&block), &block);
-            let part = Part { x, known_finite: false, grid, block, given };
-            let result = work(part, &mut out);
-            out.finish();
-            result
-        }),
+        Params::Given(given) => Source::Given(given),
         Params::Choose { scale_dtype, scale, zero_point } => {
-            let mut chosen = Chosen { scale, zero_point };
-            let cut = |block: &Block| (cut(block), chosen.take(block.groups.len()));
-            for_each_block(grid, cut, |block, ((x, mut out), chosen)| {
-                let work = |part: Part<E>| work(part, &mut out);
-                choose_and_work::<E>(x, block.grid(grid), codes, scale_dtype, chosen, work)
-                    .map_err(|fault| fault.after(block.groups.start))?;
-                out.finish();
-                Ok(())
-            })
+            let rule = move |lo: &[f32], hi: &[f32], chosen: Chosen| {
+                choose_qparams_affine(lo, hi, codes, scale_dtype, chosen.scale, chosen.zero_point)
+            };
+            Source::Choose(rule, Chosen { scale, zero_point })
         }
     }
-}
-
-/// Where groups are larger than blocks, so that nothing can be done in one pass over memory, makes
-/// parameters that are given of those to be chosen.
-fn choose_if_large<'a, E: Element>(
-    x: &[E::Repr],
-    grid: Grid,
-    codes: Codes,
-    params: Params<'a>,
-) -> Result<Params<'a>, Fault> {
-    match params {
-        Params::Choose { scale_dtype, scale, mut zero_point } if !grid.keeps_groups_whole() => {
-            let (mut lo, mut hi) = (vec![0.0; scale.len()], vec![0.0; scale.len()]);
-            group_range::<E>(x, grid, &mut lo, &mut hi)?;
-            let place = zero_point.as_deref_mut();
-            choose_qparams_affine(&lo, &hi, codes, scale_dtype, scale, place)?;
-            let zero_point = zero_point.map(|zero_point| &*zero_point);
-            Ok(Params::Given(Given { scale, zero_point }))
-        }
-        other => Ok(other),
-    }
-}
-
-/// Runs `work` on each part of `x`, a block, right after choosing the parameters of its groups.
-fn choose_and_work<E: Element>(
-    x: &[E::Repr],
-    grid: Grid,
-    codes: Codes,
-    scale_dtype: ScaleDtype,
-    mut chosen: Chosen,
-    mut work: impl FnMut(Part<E>) -> Result<(), Fault>,
-) -> Result<(), Fault> {
-    let (mut rest, mut result) = (x, Ok(()));
-    for block in grid.parts() {
-        let x = take(&mut rest, block.len());
-        let mut chosen = chosen.take(block.groups.len());
-        let found = choose_part::<E>(x, block.grid(grid), codes, scale_dtype, &mut chosen)
-            .map_err(|fault| fault.after(block.groups.start));
-        if found == Err(Fault::NonFinite) {
-            return found;
-        }
-        // Values that are not finite may come yet, and are the graver fault.
-        result = result.and(found);
-        let (given, block) = (chosen.given(), &block);
-        work(Part { x, known_finite: true, grid, block, given })?;
-    }
-    result
 }
 
 multiversion! {
@@ -288,88 +192,12 @@ multiversion! {
                     let zero_point = zero_point.wrapping_add(i32::from(flip));
                     let decode = |q: u8| {
                         let q = i32::from(q ^ flip).wrapping_sub(zero_point);
-                        E::narrow(numeric::decode(q, scale))
+                        numeric::decode(q, scale)
                     };
-                    map(&q[segment.elements.clone()], &mut x_hat[segment.elements], decode);
+                    let (q, x_hat) = (&q[segment.elements.clone()], &mut x_hat[segment.elements]);
+                    map_narrowed::<_, E>(q, x_hat, decode);
                 }
             }
         }
-    }
-}
-
-/// What a pass does on its way, beside its work.
-enum Pass<E: Element> {
-    /// After a pass that found everything finite and prefetched the first half of the next part:
-    /// prefetches the second half.
-    Second(*const E::Repr),
-    /// Prefetches what is so far ahead that it comes in time, and keeps an OR of the
-    /// [`Element::nonfinite_bit`]s.
-    Only(*const E::Repr, E::Bits),
-}
-
-impl<E: Element> Pass<E> {
-    #[inline(always)]
-    fn over(part: &[E::Repr], known_finite: bool) -> Self {
-        if known_finite {
-            Self::Second(part.as_ptr().wrapping_add(part.len() + part.len() / 2))
-        } else {
-            Self::Only(part.as_ptr().wrapping_add(AHEAD), E::Bits::default())
-        }
-    }
-
-    /// Applies `f` to the next elements of the part.
-    #[inline(always)]
-    fn map<B>(&mut self, from: &[E::Repr], to: &mut [B], f: impl Fn(f32) -> B + Copy) {
-        let f = |x| f(E::widen(x));
-        match self {
-            Self::Second(next) => {
-                let work = |from: &[_], to: &mut [_]| map(from, to, f);
-                for_each_step::<_, _, { STEP / 2 }>(from, to, *next, work);
-                *next = next.wrapping_add(from.len() / 2);
-            }
-            Self::Only(next, nonfinite) => {
-                for_each_step::<_, _, STEP>(from, to, *next, |from, to| {
-                    // A sum of its own: adding to the one of all would wait for the step before.
-                    let zero = E::Bits::default();
-                    let step = from.iter().fold(zero, |sum, &x| sum | E::nonfinite_bit(x));
-                    *nonfinite = *nonfinite | step;
-                    map(from, to, f);
-                });
-                *next = next.wrapping_add(from.len());
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn finish(self) -> Result<(), Fault> {
-        match self {
-            Self::Only(_, nonfinite) if nonfinite >= E::SIGN => Err(Fault::NonFinite),
-            Self::Second(_) | Self::Only(..) => Ok(()),
-        }
-    }
-}
-
-/// Runs `work` on [`STEP`] elements at a time, and prefetches `N` elements from `next` on for each.
-#[inline(always)]
-fn for_each_step<A: Streamable, B, const N: usize>(
-    from: &[A],
-    to: &mut [B],
-    next: *const A,
-    mut work: impl FnMut(&[A], &mut [B]),
-) {
-    let (from_steps, from) = from.as_chunks::<STEP>();
-    let (to_steps, to) = to.as_chunks_mut::<STEP>();
-    for (index, (from, to)) in from_steps.iter().zip(to_steps).enumerate() {
-        prefetch::<_, N>(next.wrapping_add(index * N));
-        work(from, to);
-    }
-    work(from, to);
-}
-
-/// Applies `f` to each element.
-#[inline(always)]
-fn map<A: Copy, B>(from: &[A], to: &mut [B], mut f: impl FnMut(A) -> B) {
-    for (from, to) in from.iter().zip(to) {
-        *to = f(*from);
     }
 }

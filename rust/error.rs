@@ -9,6 +9,9 @@ pub enum Fault {
     /// NaN or an infinity somewhere in the input.
     #[error("the input holds NaN or an infinity")]
     NonFinite,
+    /// NaN, where the format has none.
+    #[error("the input holds NaN, and the format does not")]
+    Nan,
     /// The scale of this group does not fit the dtype scales are stored in.
     #[error("the scale of group {group} overflows its dtype")]
     ScaleOverflow {
@@ -29,16 +32,17 @@ impl Fault {
     pub fn reason(self) -> &'static str {
         match self {
             Self::NonFinite => "nonfinite",
+            Self::Nan => "nan",
             Self::ScaleOverflow { .. } => "scale_overflow",
             Self::DecodeOverflow { .. } => "decode_overflow",
         }
     }
 
-    /// The group at fault; 0 for `NonFinite`, which belongs to the whole array.
+    /// The group at fault; 0 for `NonFinite` and `Nan`, which belong to the whole array.
     #[must_use]
     pub fn group(self) -> usize {
         match self {
-            Self::NonFinite => 0,
+            Self::NonFinite | Self::Nan => 0,
             Self::ScaleOverflow { group } | Self::DecodeOverflow { group } => group,
         }
     }
@@ -47,7 +51,7 @@ impl Fault {
     #[must_use]
     pub(crate) fn after(self, first: usize) -> Self {
         match self {
-            Self::NonFinite => self,
+            Self::NonFinite | Self::Nan => self,
             Self::ScaleOverflow { group } => Self::ScaleOverflow { group: first + group },
             Self::DecodeOverflow { group } => Self::DecodeOverflow { group: first + group },
         }
@@ -58,7 +62,7 @@ impl Fault {
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         let rank = |fault: Self| match fault {
-            Self::NonFinite => (0, 0, 0),
+            Self::NonFinite | Self::Nan => (0, 0, 0),
             Self::ScaleOverflow { group } => (1, group, 0),
             Self::DecodeOverflow { group } => (1, group, 1),
         };

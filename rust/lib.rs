@@ -10,9 +10,13 @@
 
 pub mod affine;
 pub mod error;
+pub(crate) mod f16c;
+pub mod float_formats;
+pub mod floats;
 pub mod grid;
 pub mod numeric;
 pub mod pack;
+pub(crate) mod parts;
 #[cfg(feature = "python")]
 mod py;
 pub mod qparams;

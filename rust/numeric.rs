@@ -18,10 +18,13 @@
 //! 7. Scales are rounded to their stored dtype first; zero points and codes are computed with the
 //!    rounded ones. A scale that overflows its dtype is an error.
 //!
-//! This file is the one copy of each of these formulas. It knows nothing of arrays.
+//! This file is the one copy of each of these formulas, and `float_formats` of those of rules 9 and 10.
+//! They know nothing of arrays.
 
 use std::ops::{BitOr, BitXor};
 
+use crate::f16c;
+use crate::float_formats::Format;
 use crate::x86::Streamable;
 
 /// A floating-point format that arrays come in.
@@ -44,6 +47,21 @@ pub trait Element: Copy + Send + Sync + 'static {
     fn widen(x: Self::Repr) -> f32;
     /// The nearest number of this format, ties to even; NaN becomes the canonical quiet NaN.
     fn narrow(x: f32) -> Self::Repr;
+
+    /// Whether the next two functions may be faster than one number at a time.
+    const IN_BULK: bool = false;
+
+    /// Widens all of `x`; NaN may have other payloads.
+    #[inline(always)]
+    fn widen_all(x: &[Self::Repr], wide: &mut [f32]) {
+        x.iter().zip(wide).for_each(|(x, wide)| *wide = Self::widen(*x));
+    }
+
+    /// Narrows all of `x`.
+    #[inline(always)]
+    fn narrow_all(x: &[f32], narrow: &mut [Self::Repr]) {
+        x.iter().zip(narrow).for_each(|(x, narrow)| *narrow = Self::narrow(*x));
+    }
 }
 
 /// IEEE binary32.
@@ -87,89 +105,57 @@ impl Element for Float32 {
     }
 }
 
-impl Element for Float16 {
-    type Repr = u16;
-    type Bits = u16;
-    const SIGN: u16 = 0x8000;
+/// The formats of 16 bits differ in the lowest bit of their exponents alone.
+macro_rules! sixteen_bits {
+    ($format:ident { $($in_bulk:item)* }) => {
+        impl Element for $format {
+            type Repr = u16;
+            type Bits = u16;
+            const SIGN: u16 = Self::SIGN_CODE as u16;
 
-    #[inline(always)]
-    fn nonfinite_bit(x: u16) -> u16 {
-        (x & 0x7fff) + 0x0400
-    }
+            #[inline(always)]
+            fn nonfinite_bit(x: u16) -> u16 {
+                (x & !Self::SIGN) + (1 << Self::MANTISSA_BITS)
+            }
 
-    #[inline(always)]
-    fn to_bits(x: u16) -> u16 {
-        x
-    }
+            #[inline(always)]
+            fn to_bits(x: u16) -> u16 {
+                x
+            }
 
-    #[inline(always)]
-    fn from_bits(bits: u16) -> u16 {
-        bits
-    }
+            #[inline(always)]
+            fn from_bits(bits: u16) -> u16 {
+                bits
+            }
 
-    #[inline(always)]
-    fn widen(x: u16) -> f32 {
-        // The exponent is rebiased by 127 - 15; infinities and NaN need as much again.
-        const REBIAS: u32 = 112 << 23;
-        // 2^-14: as an exponent it makes a subnormal significand the fraction of a normal number.
-        const MIN_NORMAL: u32 = 113 << 23;
-        let magnitude = u32::from(x & 0x7fff) << 13;
-        let normal = magnitude + REBIAS;
-        let special = normal + REBIAS;
-        let subnormal = f32::from_bits(magnitude + MIN_NORMAL) - f32::from_bits(MIN_NORMAL);
-        let finite = if magnitude < 1 << 23 { subnormal.to_bits() } else { normal };
-        let bits = if magnitude < 31 << 23 { finite } else { special };
-        f32::from_bits(bits | u32::from(x & 0x8000) << 16)
-    }
+            #[inline(always)]
+            fn widen(x: u16) -> f32 {
+                <Self as Format>::widen(u32::from(x))
+            }
 
-    #[inline(always)]
-    fn narrow(x: f32) -> u16 {
-        let bits = x.to_bits();
-        let magnitude = bits & 0x7fff_ffff;
-        let odd = (magnitude >> 13) & 1;
-        let normal = magnitude.wrapping_sub(112 << 23).wrapping_add(0x0fff + odd) >> 13;
-        // One unit in the last place of 0.5 is the smallest float16, so the addition rounds.
-        let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
-        let special = if magnitude > 0x7f80_0000 { 0x7e00 } else { 0x7c00 };
-        let finite = if magnitude < 113 << 23 { subnormal } else { normal };
-        let rounded = if magnitude < (127 + 16) << 23 { finite } else { special };
-        ((bits >> 16) & 0x8000 | rounded) as u16
-    }
+            #[inline(always)]
+            fn narrow(x: f32) -> u16 {
+                Self::encode(x, false) as u16
+            }
+
+            $($in_bulk)*
+        }
+    };
 }
-
-impl Element for BFloat16 {
-    type Repr = u16;
-    type Bits = u16;
-    const SIGN: u16 = 0x8000;
+sixteen_bits! { BFloat16 {} }
+sixteen_bits! { Float16 {
+    const IN_BULK: bool = true;
 
     #[inline(always)]
-    fn nonfinite_bit(x: u16) -> u16 {
-        (x & 0x7fff) + 0x0080
+    fn widen_all(x: &[u16], wide: &mut [f32]) {
+        f16c::widen(x, wide);
     }
 
     #[inline(always)]
-    fn to_bits(x: u16) -> u16 {
-        x
+    fn narrow_all(x: &[f32], narrow: &mut [u16]) {
+        f16c::narrow(x, narrow);
     }
-
-    #[inline(always)]
-    fn from_bits(bits: u16) -> u16 {
-        bits
-    }
-
-    #[inline(always)]
-    fn widen(x: u16) -> f32 {
-        f32::from_bits(u32::from(x) << 16)
-    }
-
-    #[inline(always)]
-    fn narrow(x: f32) -> u16 {
-        let bits = x.to_bits();
-        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-        let nan = (bits >> 16) & 0x8000 | 0x7fc0;
-        (if bits & 0x7fff_ffff > 0x7f80_0000 { nan } else { rounded }) as u16
-    }
-}
+} }
 
 /// 1.5 * 2^23. A float of this size has no fraction bits left, so adding it rounds to the nearest
 /// integer, ties to even, and leaves that integer in the low bits. No instruction set lacks an
@@ -200,7 +186,8 @@ pub fn clamp(v: f32, low: f32, high: f32) -> f32 {
 
 /// The larger of two numbers, neither of them NaN.
 #[inline(always)]
-fn larger(a: f32, b: f32) -> f32 {
+#[must_use]
+pub fn larger(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 

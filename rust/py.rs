@@ -6,6 +6,7 @@
 
 mod arrays;
 mod errors;
+mod floats;
 mod params;
 
 use numpy::PyArrayDescrMethods;
@@ -13,19 +14,25 @@ use numpy::PyUntypedArrayMethods;
 use pyo3::prelude::*;
 
 use crate::affine;
-use crate::numeric::{BFloat16, Float16, Float32};
 use crate::pack::{self, packed_len};
 use crate::qparams;
 use crate::range;
 use crate::rows;
 use crate::simd;
 use arrays::{Array, Code, finished, input, optional_input, output, shape_of, slice, slice_mut};
-use errors::{ArgValueError, bad, compute};
-use params::{Chosen, QParams, bits_of, codes_of, given, grid_of, groups, scale_dtype_of};
+use errors::{bad, compute};
+use params::{
+    Chosen, QParams, bits_of, codes_of, given, grid_of, groups, scale_dtype_of, with_dtype,
+};
 
 /// The kernels of qrs. Private: use the functions of the package `qrs`.
 #[pymodule]
 mod _qrs {
+    #[pymodule_export]
+    use super::floats::{
+        choose_scale_float, choose_scale_float_nested, decode_float, dequantize_float,
+        dequantize_float_packed, encode_float, quantize_float, quantize_float_packed,
+    };
     use super::{PyModule, PyResult, Python, environment};
     #[pymodule_export]
     use super::{
@@ -53,27 +60,6 @@ fn environment(py: Python<'_>) -> PyResult<()> {
     simd::init().map_err(|expected| error(expected, "QRS_SIMD"))?;
     rows::threads_from_environment().map_err(|expected| error(expected, "QRS_NUM_THREADS"))?;
     Ok(())
-}
-
-/// Runs a body with `$E` as the format that `$dtype` names.
-macro_rules! with_dtype {
-    ($dtype:expr, $E:ident => $body:expr) => {
-        match $dtype {
-            "float32" => {
-                type $E = Float32;
-                $body
-            }
-            "float16" => {
-                type $E = Float16;
-                $body
-            }
-            "bfloat16" => {
-                type $E = BFloat16;
-                $body
-            }
-            other => Err(ArgValueError::new_err(format!("unknown dtype {other:?}"))),
-        }
-    };
 }
 
 /// Runs a body with `$C` as the type of the codes.

@@ -1,13 +1,12 @@
 //! The scale and zero point of each group: where they come from, and how they are chosen.
 
 use crate::error::Fault;
-use crate::grid::{Block, Grid};
-use crate::numeric::{BFloat16, Codes, Element, Float16, Float32, choose_params};
-use crate::range::range_groups;
+use crate::grid::Block;
+use crate::numeric::{self, BFloat16, Codes, Element, Float16, Float32, choose_params};
 use crate::rows::take_mut;
 use crate::simd::multiversion;
 
-/// Groups whose ranges are found before their parameters are chosen, all at once.
+/// Groups whose parameters are chosen at once.
 const BATCH: usize = 128;
 
 /// The dtype that scales are stored in.
@@ -60,8 +59,18 @@ impl<'a> Chosen<'a> {
         Chosen { scale: take_mut(&mut self.scale, groups), zero_point }
     }
 
+    /// The places of `n` groups from `first` on.
+    pub(crate) fn part(&mut self, first: usize, n: usize) -> Chosen<'_> {
+        let zero_point = self.zero_point.as_deref_mut().map(|all| &mut all[first..first + n]);
+        Chosen { scale: &mut self.scale[first..first + n], zero_point }
+    }
+
     pub(crate) fn given(&self) -> Given<'_> {
         Given { scale: self.scale, zero_point: self.zero_point.as_deref() }
+    }
+
+    pub(crate) fn into_given(self) -> Given<'a> {
+        Given { scale: self.scale, zero_point: self.zero_point.map(|zero_point| &*zero_point) }
     }
 }
 
@@ -119,45 +128,26 @@ multiversion! {
     fn choose_groups<S: Element>(
         lo: &[f32], hi: &[f32], codes: Codes, scale: &mut [f32], zero_point: &mut [i32],
     ) -> Result<(), Fault> {
+        let choose = |(&lo, &hi)| choose_params::<S>(lo, hi, codes);
         let mut faulty = false;
-        for (((&lo, &hi), scale), zero_point) in lo.iter().zip(hi).zip(&mut *scale).zip(zero_point) {
-            let params = choose_params::<S>(lo, hi, codes);
+        for ((range, scale), zero_point) in lo.iter().zip(hi).zip(&mut *scale).zip(zero_point) {
+            let params: numeric::Chosen = choose(range);
             (*scale, *zero_point) = (params.scale, params.zero_point);
             faulty |= params.scale_overflow | params.decode_overflow;
         }
-        if !faulty {
-            return Ok(());
-        }
-        for (group, (&lo, &hi)) in lo.iter().zip(hi).enumerate() {
-            let params = choose_params::<S>(lo, hi, codes);
-            if params.scale_overflow {
-                return Err(Fault::ScaleOverflow { group });
-            }
-            if params.decode_overflow {
-                return Err(Fault::DecodeOverflow { group });
-            }
-        }
-        Ok(())
+        if faulty { first_fault(lo.iter().zip(hi).map(choose)) } else { Ok(()) }
     }
 }
 
-/// Chooses the parameters of all groups of `x`, a batch at a time.
-pub(crate) fn choose_part<E: Element>(
-    x: &[E::Repr],
-    grid: Grid,
-    codes: Codes,
-    scale_dtype: ScaleDtype,
-    chosen: &mut Chosen,
-) -> Result<(), Fault> {
-    let (mut lo, mut hi) = ([0.0; BATCH], [0.0; BATCH]);
-    let mut result = Ok(());
-    for (batch, scale) in chosen.scale.chunks_mut(BATCH).enumerate() {
-        let (first, n) = (batch * BATCH, scale.len());
-        let (lo, hi) = (&mut lo[..n], &mut hi[..n]);
-        range_groups::<E>(x, grid, first, lo, hi)?;
-        let zero_point = chosen.zero_point.as_deref_mut().map(|all| &mut all[first..first + n]);
-        let chosen = choose_qparams_affine(lo, hi, codes, scale_dtype, scale, zero_point);
-        result = result.and(chosen.map_err(|fault| fault.after(first)));
+/// The fault of the first group that has one.
+pub(crate) fn first_fault(groups: impl Iterator<Item = numeric::Chosen>) -> Result<(), Fault> {
+    for (group, chosen) in groups.enumerate() {
+        if chosen.scale_overflow {
+            return Err(Fault::ScaleOverflow { group });
+        }
+        if chosen.decode_overflow {
+            return Err(Fault::DecodeOverflow { group });
+        }
     }
-    result
+    Ok(())
 }

@@ -63,6 +63,12 @@ multiversion! {
     pub(crate) fn range_groups<E: Element>(
         x: &[E::Repr], grid: Grid, first: usize, lo: &mut [f32], hi: &mut [f32],
     ) -> Result<(), Fault> {
+        // The groups of the small formats (NVFP4, MX).
+        match grid.group_size {
+            16 if grid.cols.is_multiple_of(16) => return range_equal::<E, 16>(x, first, lo, hi),
+            32 if grid.cols.is_multiple_of(32) => return range_equal::<E, 32>(x, first, lo, hi),
+            _ => {}
+        }
         let per_row = grid.groups_per_row();
         let (mut row, mut group) = (first / per_row, first % per_row);
         let mut finite = true;
@@ -82,6 +88,28 @@ multiversion! {
     }
 }
 
+/// As [`range_groups`], where all groups have `N` elements: no more than a load, two maxima and a few
+/// steps of folding for each.
+#[inline(always)]
+fn range_equal<E: Element, const N: usize>(
+    x: &[E::Repr],
+    first: usize,
+    lo: &mut [f32],
+    hi: &mut [f32],
+) -> Result<(), Fault> {
+    let groups = &x.as_chunks::<N>().0[first..];
+    let next = x.as_ptr().wrapping_add(x.len() + first * N / 2);
+    let mut finite = true;
+    for (index, ((group, lo), hi)) in groups.iter().zip(lo).zip(hi).enumerate() {
+        prefetch::<_, 1>(next.wrapping_add(index * N / 2));
+        let (mut lowest, mut highest) = ([E::SIGN; N], [E::SIGN; N]);
+        include::<E, N>(group, &mut lowest, &mut highest);
+        (*lo, *hi) = ends::<E, N>(lowest, highest);
+        finite &= lo.is_finite() & hi.is_finite();
+    }
+    if finite { Ok(()) } else { Err(Fault::NonFinite) }
+}
+
 /// The range of one group; not finite if any of its values is not.
 ///
 /// Floats of one sign are ordered as their bits are, and NaN and infinity lie above all others. So
@@ -98,14 +126,20 @@ fn range<E: Element>(x: &[E::Repr], next: *const E::Repr) -> (f32, f32) {
     let (chunks, rest) = x.as_chunks::<LANES>();
     for (index, chunk) in chunks.iter().enumerate() {
         prefetch::<_, { LANES / 2 }>(next.wrapping_add(index * LANES / 2));
-        include::<E>(chunk, &mut lowest, &mut highest);
+        include::<E, LANES>(chunk, &mut lowest, &mut highest);
     }
     if !rest.is_empty() {
         // Zeros are no end of any range. Indexing lanes by what is left would keep them in memory.
         let mut chunk = [E::Repr::default(); LANES];
         chunk[..rest.len()].copy_from_slice(rest);
-        include::<E>(&chunk, &mut lowest, &mut highest);
+        include::<E, LANES>(&chunk, &mut lowest, &mut highest);
     }
+    ends::<E, LANES>(lowest, highest)
+}
+
+/// The ends of the range that two maxima tell.
+#[inline(always)]
+fn ends<E: Element, const N: usize>(lowest: [E::Bits; N], highest: [E::Bits; N]) -> (f32, f32) {
     let (lowest, highest) = (fold_max(lowest), fold_max(highest) ^ E::SIGN);
     // Adding zero turns -0.0 into +0.0.
     (E::widen(E::from_bits(lowest)) + 0.0, E::widen(E::from_bits(highest)) + 0.0)
@@ -113,12 +147,12 @@ fn range<E: Element>(x: &[E::Repr], next: *const E::Repr) -> (f32, f32) {
 
 /// Takes a chunk into the two maxima of [`range`].
 #[inline(always)]
-fn include<E: Element>(
-    chunk: &[E::Repr; LANES],
-    lowest: &mut [E::Bits; LANES],
-    highest: &mut [E::Bits; LANES],
+fn include<E: Element, const N: usize>(
+    chunk: &[E::Repr; N],
+    lowest: &mut [E::Bits; N],
+    highest: &mut [E::Bits; N],
 ) {
-    for lane in 0..LANES {
+    for lane in 0..N {
         let bits = E::to_bits(chunk[lane]);
         lowest[lane] = lowest[lane].max(bits);
         highest[lane] = highest[lane].max(bits ^ E::SIGN);
@@ -127,6 +161,6 @@ fn include<E: Element>(
 
 /// The largest lane.
 #[inline(always)]
-fn fold_max<B: Copy + Ord>(lanes: [B; LANES]) -> B {
+fn fold_max<B: Copy + Ord, const N: usize>(lanes: [B; N]) -> B {
     lanes.into_iter().fold(lanes[0], B::max)
 }

@@ -147,12 +147,18 @@ static LEVEL: AtomicU8 = AtomicU8::new(0);
 
 /// The level the kernels run at: the highest there is, or what `QRS_SIMD` or [`set_level`] lowered
 /// it to. A `QRS_SIMD` that [`init`] refuses lowers nothing.
+#[inline]
 #[must_use]
 pub fn level() -> Level {
     match LEVEL.load(Ordering::Relaxed) {
-        0 => init().or_else(|_| set_level(None)).unwrap_or(Level::Baseline),
+        0 => first_level(),
         known => Level::ALL[usize::from(known) - 1],
     }
+}
+
+#[cold]
+fn first_level() -> Level {
+    init().or_else(|_| set_level(None)).unwrap_or(Level::Baseline)
 }
 
 /// Reads `QRS_SIMD` and sets the level.

@@ -51,7 +51,7 @@ mod sealed {
 macro_rules! streamable {
     ($($t:ty),*) => { $(impl sealed::Sealed for $t {} impl Streamable for $t {})* };
 }
-streamable!(u8, i8, u16, i16, f32);
+streamable!(u8, i8, u16, i16, u32, f32);
 
 /// Copies `src` into `dst` with streaming stores; the parts of a line at either end are stored plainly.
 ///

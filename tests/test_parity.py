@@ -1,4 +1,5 @@
 """The Rust backend gives the bits of the reference: every operation, SIMD level and dtype.
+The float operations are in test_float_parity.py.
 
 The expected bits come from `Reference`, itself tested against numbers computed by hand in
 test_reference.py. While a Rust operation runs, every operation of the reference raises, so that
@@ -12,6 +13,7 @@ from functools import cache
 import numpy as np
 import pytest
 
+from float_calls import FLOAT_ARGUMENTS
 from kernel_calls import (
     ARGUMENTS,
     LEVELS,
@@ -75,7 +77,7 @@ def differing(results: dict[str, tuple], call_rust: Callable[[str], tuple]) -> l
 
 
 def test_rust_overrides_every_operation():
-    assert set(OPERATIONS) == set(ARGUMENTS)
+    assert set(OPERATIONS) == {*ARGUMENTS, *FLOAT_ARGUMENTS}
     assert not set(OPERATIONS) - set(vars(Rust))
 
 
@@ -85,7 +87,7 @@ def test_levels_start_at_baseline_and_none_is_forgotten():
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("op", OPERATIONS)
+@pytest.mark.parametrize("op", ARGUMENTS)
 def test_nasty_arrays(op, dtype, level, monkeypatch):
     results = expected(op, dtype)
     with rust_alone(monkeypatch):
@@ -156,7 +158,7 @@ def large_cases(shape: tuple[int, int]) -> list[tuple[Case, str, tuple]]:
     found = []
     for group_size, rule in ((shape[1], "int8"), (128, "int4-asym-f16"), (shape[1], "int3")):
         case = Case(x, group_size, RULES[rule])
-        found += [(case, op, bits_of(call(REFERENCE, op, case))) for op in OPERATIONS]
+        found += [(case, op, bits_of(call(REFERENCE, op, case))) for op in ARGUMENTS]
     return found
 
 
@@ -202,7 +204,7 @@ def test_the_reason_of_a_fault(rule, reason, level):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("op", OPERATIONS)
+@pytest.mark.parametrize("op", ARGUMENTS)
 def test_every_finite_16_bit_value(op, dtype, level):
     x = every_finite(dtype)
     assert x.size == {"float16": 63488, "bfloat16": 65280}[dtype]

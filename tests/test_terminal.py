@@ -1,13 +1,9 @@
 """What the commands show on a terminal, and how wide."""
 
-import fcntl
 import os
-import pty
 import re
-import struct
 import subprocess
 import sys
-import termios
 from pathlib import Path
 
 import numpy as np
@@ -16,31 +12,8 @@ from rich.cells import cell_len
 
 import qrs
 from checkpoints import normal, save_model
+from processes import on_a_terminal
 from qrs.cli.table import LEAST_NAME, cut
-
-
-def on_a_terminal(arguments: list[str], env: dict[str, str], width: int = 0) -> str:
-    """What a command writes where stdout and stderr are a terminal."""
-    parent, child = pty.openpty()
-    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("4H", 24, width, 0, 0))
-    command = [sys.executable, "-m", "qrs", *arguments]
-    base = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS")}
-    process = subprocess.Popen(
-        command, stdout=child, stderr=child, env={**base, "TERM": "xterm", **env}
-    )
-    os.close(child)
-    data = b""
-    while True:
-        try:
-            piece = os.read(parent, 65536)
-        except OSError:  # how Linux says that the other end is closed
-            break
-        if not piece:
-            break
-        data += piece
-    os.close(parent)
-    assert process.wait() == 0, data
-    return data.decode()
 
 
 def test_a_terminal_gets_a_bar_with_rate_and_time_left_and_no_color_is_respected(

@@ -12,7 +12,7 @@ use qrs::range::group_range;
 use crate::twin::Ratio;
 
 /// Columns of every array: a row of a weight matrix.
-const COLS: usize = 4096;
+pub const COLS: usize = 4096;
 
 /// A kernel with its arrays.
 pub struct Case {
@@ -35,6 +35,8 @@ pub fn cases() -> Vec<Entry> {
     vec![
         ("group_range axis0 f32", None, |n| range::<Float32>(n, COLS)),
         ("group_range g128 f32", None, |n| range::<Float32>(n, 128)),
+        ("group_range g32 f32", None, |n| range::<Float32>(n, 32)),
+        ("group_range g16 f32", None, |n| range::<Float32>(n, 16)),
         ("quantize_affine int8 axis0 f32", Some(0.7), |n| quantize::<Float32>(n, 8, COLS, true)),
         ("quantize_affine int8 axis0 f16", None, |n| quantize::<Float16>(n, 8, COLS, true)),
         ("quantize_affine int8 axis0 bf16", None, |n| quantize::<BFloat16>(n, 8, COLS, true)),
@@ -75,12 +77,12 @@ fn small(group_size: usize) -> Grid {
     Grid { rows: 1, cols: 256, group_size }
 }
 
-fn grid<T>(bytes: usize, group_size: usize) -> Grid {
+pub fn grid<T>(bytes: usize, group_size: usize) -> Grid {
     Grid { rows: bytes / COLS / size_of::<T>(), cols: COLS, group_size }
 }
 
 /// Roughly normal numbers: the sum of the bytes of a multiplicative generator's output.
-fn normal<E: Element>(len: usize) -> Vec<E::Repr> {
+pub fn normal<E: Element>(len: usize) -> Vec<E::Repr> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     (0..len)
         .map(|_| {
@@ -91,7 +93,7 @@ fn normal<E: Element>(len: usize) -> Vec<E::Repr> {
         .collect()
 }
 
-fn bytes_of(len: usize) -> Vec<u8> {
+pub fn bytes_of(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i * 37 / 8) as u8).collect()
 }
 
@@ -110,7 +112,7 @@ fn ratio(input: usize, output: usize) -> Ratio {
     Ratio { read: input * write / output, write }
 }
 
-fn case(input: usize, output: usize, run: impl FnMut() + 'static) -> Case {
+pub fn case(input: usize, output: usize, run: impl FnMut() + 'static) -> Case {
     Case { ratio: ratio(input, output), bytes: input + output, run: Box::new(run) }
 }
 

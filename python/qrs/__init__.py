@@ -11,7 +11,7 @@ True
 
 from typing import Any
 
-from . import errors, metrics, schemes
+from . import errors, floats, metrics, schemes
 from .api import dequantize, fake_quantize, quantize
 from .backends import available as available_backends
 from .backends import num_threads, set_num_threads, simd_level
@@ -56,6 +56,7 @@ __all__ = [
     "dequantize",
     "errors",
     "fake_quantize",
+    "floats",
     "load",
     "metrics",
     "num_threads",

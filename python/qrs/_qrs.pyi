@@ -11,14 +11,22 @@ from numpy.typing import NDArray
 
 __all__ = [
     "choose_qparams_affine",
+    "choose_scale_float",
+    "choose_scale_float_nested",
+    "decode_float",
     "dequantize_affine",
     "dequantize_affine_packed",
+    "dequantize_float",
+    "dequantize_float_packed",
+    "encode_float",
     "fake_quantize_affine",
     "group_range",
     "num_threads",
     "pack_bits",
     "quantize_affine",
     "quantize_affine_packed",
+    "quantize_float",
+    "quantize_float_packed",
     "set_num_threads",
     "set_simd_level",
     "simd_level",
@@ -96,6 +104,52 @@ def fake_quantize_affine(
     scale_dtype: str,
     scale: NDArray[float32] | None,
     zero_point: NDArray[int32] | None,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]: ...
+def encode_float(
+    x: NDArray[Any], dtype: str, format: str, saturate: bool, out: NDArray[Any] | None = None
+) -> NDArray[Any]: ...
+def decode_float(
+    codes: NDArray[Any], format: str, dtype: str, out: NDArray[Any] | None = None
+) -> NDArray[Any]: ...
+def choose_scale_float(
+    lo: NDArray[float32], hi: NDArray[float32], format: str, scale_dtype: str
+) -> NDArray[float32]: ...
+def choose_scale_float_nested(
+    lo: NDArray[float32], hi: NDArray[float32], format: str, scale_format: str
+) -> tuple[NDArray[Any], NDArray[float32]]: ...
+def quantize_float(
+    x: NDArray[Any],
+    dtype: str,
+    group_size: int,
+    format: str,
+    scale: NDArray[float32] | None,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]: ...
+def dequantize_float(
+    codes: NDArray[Any],
+    group_size: int,
+    format: str,
+    scale: NDArray[float32] | None,
+    dtype: str,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]: ...
+def quantize_float_packed(
+    x: NDArray[Any],
+    dtype: str,
+    group_size: int,
+    format: str,
+    scale_dtype: str | None,
+    scale: NDArray[float32] | None,
+    out: NDArray[Any] | None = None,
+) -> tuple[NDArray[Any], NDArray[float32] | None]: ...
+def dequantize_float_packed(
+    packed: NDArray[Any],
+    cols: int,
+    group_size: int,
+    format: str,
+    scale: NDArray[float32] | None,
+    dtype: str,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]: ...
 def simd_level() -> str: ...

@@ -38,8 +38,8 @@ _BLOCK = 1 << 20
 _KERNEL_DTYPES = frozenset(d for d in DTYPES.values() if d != np.float64)
 
 
-def as_input(x: Any, arg: str = "x") -> Array:
-    """A float array of one dimension or more, in C order, aligned, native; float64 is kept.
+def as_input(x: Any, arg: str = "x", *, min_ndim: int = 1) -> Array:
+    """A float array of `min_ndim` or more dimensions, C order, aligned, native; float64 is kept.
 
     Values are not looked at here: the kernels find NaN and infinities in the pass that reads
     everything anyway. Raises `ArgTypeError`, `ArgValueError` and `QrsMemoryError`.
@@ -48,19 +48,19 @@ def as_input(x: Any, arg: str = "x") -> Array:
     (dtype('float64'), True)
     """
     array = plain(x, arg)
-    if array.ndim == 0:
-        raise bad(arg, "ndim 0", 0, ">= 1")
+    if array.ndim < min_ndim:
+        raise bad(arg, f"ndim {array.ndim}", array.ndim, f">= {min_ndim}")
     if array.dtype not in _KERNEL_DTYPES:
         array = _with_accepted_dtype(array, arg)
     if is_cupy(array) and array.dtype == np.float64:
         # CuPy narrows with subnormals flushed to zero.
-        raise bad(
-            arg,
-            "got float64 on a GPU",
-            array.dtype,
-            "float32, float16 or bfloat16 there",
-            ArgTypeError,
-        )
+        expected = "float32, float16 or bfloat16 there"
+        raise bad(arg, "got float64 on a GPU", array.dtype, expected, ArgTypeError)
+    return in_c_order(array, arg)
+
+
+def in_c_order(array: Array, arg: str = "x") -> Array:
+    """The array itself, or a copy where it is not in C order or not aligned."""
     flags = array.flags
     if flags.c_contiguous and getattr(flags, "aligned", True):
         return array
@@ -76,8 +76,8 @@ def as_kernel_float(x: Array, arg: str = "x") -> Array:
         narrow = x.astype(np.float32)
     overflow = np.isinf(narrow) & np.isfinite(x)
     if overflow.any():
-        at = np.unravel_index(int(np.argmax(overflow)), x.shape)
-        found = f"{x[at]} at {index_text(at)} overflows float32"
+        at, where = first_index(overflow)
+        found = f"{x[at]}{where} overflows float32"
         raise bad(arg, found, float(x[at]), "at most 3.4028235e+38")
     return narrow
 
@@ -106,14 +106,17 @@ def nonfinite_error(x: Array, arg: str = "x") -> ArgValueError:
     )
 
 
-def check_out(out: Any, shape: tuple[int, ...], dtype: str, inputs: list[Array]) -> None:
+def check_out(
+    out: Any, shape: tuple[int, ...], dtype: str | np.dtype[Any], inputs: list[Array]
+) -> None:
     """Raise unless `out` can take a result: writable C order, right shape and dtype, no overlap."""
+    wanted = DTYPES[dtype] if isinstance(dtype, str) else dtype
     on_gpu = any(is_cupy(each) for each in inputs)
     if not (is_cupy(out) if on_gpu else type(out) is np.ndarray):
         expected = "a CuPy array" if on_gpu else "a numpy array"
         raise bad("out", f"got {type(out).__name__}", type(out), expected, ArgTypeError)
     found = None
-    if out.shape != shape or out.dtype != DTYPES[dtype]:
+    if out.shape != shape or out.dtype != wanted:
         found = f"{out.dtype} of shape {out.shape}"
     elif not is_writable(out):
         found = "an array that is not writable, aligned and in C order"
@@ -198,6 +201,16 @@ def index_text(index: Any) -> str:
     ('(5, 7)', '(3,)')
     """
     return str(tuple(int(i) for i in index))
+
+
+def first_index(wrong: Array) -> tuple[Any, str]:
+    """The index of the first True, and how messages say it; a single number needs no index.
+
+    >>> first_index(np.array([[False, False], [True, True]]))[1], first_index(np.array(True))[1]
+    (' at (1, 0)', '')
+    """
+    at = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+    return at, f" at {index_text(at)}" if wrong.ndim else ""
 
 
 def plain(x: Any, arg: str = "x", integers: bool = False) -> Array:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from . import backends
 from .arrays import Held, check_out, float_dtype_name, reports_memory
 from .constants import DTYPES
-from .devices import LIBRARIES, is_array, is_writable, may_share_memory, moved, on_host
+from .devices import LIBRARIES, is_array, is_cupy, is_writable, may_share_memory, moved, on_host
 from .errors import ArgTypeError, QrsError, bad
 
 if TYPE_CHECKING:
@@ -213,6 +213,8 @@ class QTensor:
                 index = index if index.size else index.astype(np.intp)
                 if index.ndim != 1 or index.dtype.kind not in "iub":
                     raise bad("rows", f"got {rows!r}", rows, expected, ArgTypeError)
+                if is_cupy(self.packed):  # CuPy wraps what is out of bounds around
+                    index = moved(np.arange(self.shape[0])[index], "cupy")
             return self.scheme.select(self, index)
         except (IndexError, TypeError, ValueError) as error:
             if isinstance(error, QrsError):

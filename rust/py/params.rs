@@ -127,6 +127,33 @@ pub fn scale_dtype_of(name: &str) -> PyResult<ScaleDtype> {
         "float32" => Ok(ScaleDtype::Float32),
         "float16" => Ok(ScaleDtype::Float16),
         "bfloat16" => Ok(ScaleDtype::BFloat16),
-        _ => Err(ArgValueError::new_err(format!("unknown scale_dtype {name:?}"))),
+        _ => Err(unknown("scale_dtype", name)),
     }
 }
+
+/// The error for a name that is none.
+pub fn unknown(arg: &str, name: &str) -> PyErr {
+    ArgValueError::new_err(format!("unknown {arg} {name:?}"))
+}
+
+/// Runs a body with `$E` as the format that `$dtype` names.
+macro_rules! with_dtype {
+    ($dtype:expr, $E:ident => $body:expr) => {
+        match $dtype {
+            "float32" => {
+                type $E = $crate::numeric::Float32;
+                $body
+            }
+            "float16" => {
+                type $E = $crate::numeric::Float16;
+                $body
+            }
+            "bfloat16" => {
+                type $E = $crate::numeric::BFloat16;
+                $body
+            }
+            other => Err($crate::py::params::unknown("dtype", other)),
+        }
+    };
+}
+pub(super) use with_dtype;

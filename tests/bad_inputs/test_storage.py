@@ -6,14 +6,14 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from processes import unprivileged
 from qrs.errors import StorageError
 from qrs.formats.qrs_file import load, save
 from qrs.formats.safetensors import CHUNK, SafetensorsFile, Writer
@@ -30,19 +30,6 @@ def refused(path: Path, number: int) -> None:
     assert caught.value.errno == number
     assert caught.value.filename == str(path)
     assert isinstance(caught.value, OSError)
-
-
-@contextmanager
-def unprivileged() -> Iterator[None]:
-    """As an ordinary user: root may write anywhere."""
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
 
 
 def test_J01_folder_is_missing(tmp_path: Path) -> None:

@@ -32,10 +32,14 @@ RULES = (
 def block(index: int, count: int) -> np.ndarray:
     """`count` values of one sign and exponent, as rows."""
     sign, exponent = divmod(index, 255)
+    return patterns(sign << 8 | exponent, count).reshape(-1, COLS)
+
+
+def patterns(sign_and_exponent: int, count: int) -> np.ndarray:
+    """`count` float32 with these upper nine bits."""
     # An odd factor makes this a permutation of the mantissas: a part of it is spread over all bits.
     mantissas = np.arange(count, dtype=np.uint32) * np.uint32(2654435761) & np.uint32(0x7FFFFF)
-    bits = mantissas | np.uint32(sign << 31 | exponent << 23)
-    return bits.view(np.float32).reshape(-1, COLS)
+    return (mantissas | np.uint32(sign_and_exponent << 23)).view(np.float32)
 
 
 def encode(backend: Reference, x: np.ndarray, rule: tuple) -> np.ndarray:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from .. import _qrs
 from ..constants import DTYPE_NAMES, DTYPES
-from .reference import Array, Bytes, Codes, Float32, Integers, Reference
+from ..float_formats import FORMATS
+from .reference import Array, Bytes, Codes, Float32, Integers, Reference, into
 
 
 class Rust(Reference):
@@ -114,6 +115,81 @@ class Rust(Reference):
             bits, dtype, group_size, qmin, qmax, symmetric, scale_dtype, scale,
             _int32(zero_point), _bits_of(out),
         )  # fmt: skip
+        return _typed(x_hat, dtype)
+
+    def encode_float(
+        self, x: Array, format: str, saturate: bool, out: Codes | None = None
+    ) -> Codes:
+        return _qrs.encode_float(*_raw(x), format, saturate, out)
+
+    def decode_float(
+        self, codes: Codes, format: str, dtype: str, out: Array | None = None
+    ) -> Array:
+        return _typed(_qrs.decode_float(codes, format, dtype, _bits_of(out)), dtype)
+
+    def choose_scale_float(
+        self, lo: Float32, hi: Float32, format: str, scale_dtype: str
+    ) -> Float32:
+        return _qrs.choose_scale_float(lo, hi, format, scale_dtype)
+
+    def choose_scale_float_nested(
+        self, lo: Float32, hi: Float32, format: str, scale_format: str
+    ) -> tuple[Codes, Float32]:
+        return _qrs.choose_scale_float_nested(lo, hi, format, scale_format)
+
+    def quantize_float(
+        self,
+        x: Array,
+        group_size: int,
+        format: str,
+        scale: Float32 | None,
+        out: Codes | None = None,
+    ) -> Codes:
+        return _qrs.quantize_float(*_raw(x), group_size, format, scale, out)
+
+    def dequantize_float(
+        self,
+        codes: Codes,
+        group_size: int,
+        format: str,
+        scale: Float32 | None,
+        dtype: str,
+        out: Array | None = None,
+    ) -> Array:
+        x_hat = _qrs.dequantize_float(codes, group_size, format, scale, dtype, _bits_of(out))
+        return _typed(x_hat, dtype)
+
+    def quantize_float_packed(
+        self,
+        x: Array,
+        group_size: int,
+        format: str,
+        scale_dtype: str | None,
+        scale: Float32 | None = None,
+        out: Bytes | None = None,
+    ) -> tuple[Bytes, Float32 | None]:
+        place = None if out is None else out.view(FORMATS[format].code_dtype)
+        aligned = place is None or place.flags.aligned
+        codes, scale = _qrs.quantize_float_packed(
+            *_raw(x), group_size, format, scale_dtype, scale, place if aligned else None
+        )
+        packed = codes.view(np.uint8)
+        return (packed if aligned else into(out, packed)), scale
+
+    def dequantize_float_packed(
+        self,
+        packed: Bytes,
+        cols: int,
+        group_size: int,
+        format: str,
+        scale: Float32 | None,
+        dtype: str,
+        out: Array | None = None,
+    ) -> Array:
+        codes = np.require(packed.view(FORMATS[format].code_dtype), requirements="A")
+        x_hat = _qrs.dequantize_float_packed(
+            codes, cols, group_size, format, scale, dtype, _bits_of(out)
+        )
         return _typed(x_hat, dtype)
 
 

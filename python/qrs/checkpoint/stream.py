@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import api, backends
-from ..arrays import float_dtype_name
+from ..arrays import as_kernel_float, float_dtype_name
 from ..constants import DTYPES
 from ..devices import moved, on_host
 from ..errors import ArgTypeError, ArgValueError, QrsError, QrsMemoryError, bad
@@ -145,7 +145,7 @@ def quantize_tensor(
     for rows in row_blocks(t.shape, 8) if t.is_rowwise else [slice(0, t.shape[0])]:
         x = file.read_rows(t.name, rows.start, rows.stop)
         try:
-            qt = api.quantize(moved(x, backends.get(backend).library), t.scheme, backend=backend)
+            qt = api.quantize(sent(x, backend), t.scheme, backend=backend)
         except ArgValueError as error:
             raise explain(file, t, error, backend) from None
         for leaf, array in qt.to("numpy").leaves():
@@ -159,13 +159,17 @@ def quantize_tensor(
     return TensorReport(t, errors, time.perf_counter() - started)
 
 
+def sent(x: Array, backend: str) -> Array:
+    """An array where the backend computes. float64 narrows before: a GPU takes none."""
+    library = backends.get(backend).library
+    return x if library == "numpy" else moved(as_kernel_float(x), library)
+
+
 def explain(file: QrsFile, t: TensorPlan, error: QrsError, backend: str) -> QrsError:
     """The error of the whole tensor: one of a block of rows has neither its indices nor counts."""
     assert t.scheme is not None
     try:
-        api.quantize(
-            moved(file.read(t.name), backends.get(backend).library), t.scheme, backend=backend
-        )
+        api.quantize(sent(file.read(t.name), backend), t.scheme, backend=backend)
     except QrsError as whole:
         error = whole
     return _of_tensor(error, t.name)
@@ -190,14 +194,14 @@ def dequantize_checkpoint(
     if not source.is_quantized:
         found = f"{source.path} holds no quantized tensors"
         raise bad("model", found, str(source.path), "a checkpoint that qrs quantized")
-    backends.resolve(backend)  # a missing one is known before any work
+    computing = backends.resolve(backend).name  # a missing one is known before any work
     wanted = None if dtype is None else float_dtype_name(dtype)
     entries = {name: entry for shard in source.shards for name, entry in shard.quantized.items()}
     decoded = {name: wanted or entry.dtype for name, entry in entries.items()}
 
     def write(file: QrsFile, name: str, writer: Writer) -> None:
         if name in decoded:
-            decode_tensor(file, name, writer, decoded[name], backend, progress)
+            decode_tensor(file, name, writer, decoded[name], computing, progress)
         else:
             copy_tensor(file, name, writer, progress)
 
@@ -228,16 +232,24 @@ def decode_tensor(
     name: str,
     writer: Writer,
     dtype: str,
-    backend: str | None,
+    backend: str,
     progress: Progress | None,
 ) -> None:
     """Write a quantized tensor of `file` as an array of `dtype`."""
 
+    def values(part: QTensor) -> Array:
+        library = backends.get(backend).library
+        if library == "numpy":
+            return part.dequantize(dtype, backend=backend)
+        there = "float32" if dtype == "float64" else dtype  # float32 holds every decoded value
+        x_hat = on_host(part.to(library).dequantize(there, backend=backend))
+        return x_hat.astype(DTYPES[dtype], copy=False)
+
     def decoded(part: QTensor) -> Array:
         try:
-            return as_bytes(part.dequantize(dtype, backend=backend))
+            return as_bytes(values(part))
         except ArgValueError:
-            whole(file, name).dequantize(dtype, backend=backend)  # fails with its own indices
+            values(whole(file, name))  # fails with its own indices
             raise
 
     try:

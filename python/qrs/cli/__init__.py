@@ -1,4 +1,4 @@
-"""The command line: `qrs quantize | inspect | dequantize | doctor`, also as `python -m qrs`.
+"""The command line: `qrs quantize | inspect | dequantize | bits | doctor`, also as `python -m qrs`.
 
 Only this package imports typer and rich. How errors become exit codes: `qrs.cli.app`.
 """

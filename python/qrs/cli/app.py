@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -25,6 +25,9 @@ from .signals import exit_code
 
 # typer brings its own click, or needs click, depending on its version; both are reached through it.
 UsageError: Any = typer.BadParameter.__base__
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+"""The option that all commands with results have."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The commands: quantize, dequantize, inspect, doctor."""
+"""The commands: quantize, dequantize, inspect, doctor; `bits` has a file of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from .. import __version__, backends, checkpoint
 from ..arrays import float_dtype_name
 from ..errors import ArgValueError, QrsError
 from ..schemes import GRAMMAR, as_scheme
-from .app import Command, Group, UsageError, is_of_environment, usage
+from .app import Command, Group, Json, UsageError, is_of_environment, usage
+from .bits import bits
 from .escape import escaped
 from .progress import progress
 from .show import show_contents, show_facts, show_fallbacks, show_json, show_plan, show_report
@@ -52,7 +53,6 @@ Backend = Annotated[
     str | None,
     typer.Option(help=f"Who computes: {', '.join(backends.NAMES)}.", show_default=False),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at OUT.")]
 Patterns = list[str]
 
@@ -187,6 +187,10 @@ def inspect(model: Model, json: Json = False) -> None:
     """List the tensors of a checkpoint: dtype, shape, scheme, size. Reads headers only."""
     contents = checkpoint.inspect_checkpoint(model)
     show_json(contents.to_dict()) if json else show_contents(contents)
+
+
+# A word that starts with a minus and is no option is a number.
+app.command(cls=Command, context_settings={"ignore_unknown_options": True})(bits)
 
 
 @app.command(cls=Command)

@@ -22,74 +22,85 @@ BARE_NAME = 8
 """Names are cut no further, whatever the terminal."""
 
 
+Columns = Sequence[tuple["str | Text", str]]
+"""Titles, and the side on which their cells are aligned."""
+
+
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under (title, side) columns; the first column holds names."""
+    """Rows of cells under columns, of which the first holds names.
 
-    columns: Sequence[tuple[str, str]]
-    rows: Sequence[Sequence[str]]
-    total: Sequence[str] = ()
+    The column number `folds` is folded where the terminal is too narrow for it, none if negative.
+    """
+
+    columns: Columns
+    rows: Sequence[Sequence[Text]]
+    total: Sequence[Text] = ()
+    folds: int = -1
 
     def width(self) -> int:
         """What a terminal needs to show it as it is."""
         # One row that is as wide as all of them: measuring thousands would take a while.
-        lines = [[title for title, _ in self.columns], self.total, *self.rows]
-        widest = [max(map(cell_len, column)) for column in zip(*filter(None, lines), strict=True)]
-        table = Table(self.columns, [["x" * width for width in widest]]).as_rich()
+        lines = filter(None, (self.total, *self.rows))
+        widest = [max(cell.cell_len for cell in column) for column in zip(*lines, strict=True)]
+        table = Table(self.columns, [[Text("x" * width) for width in widest]]).as_rich()
         console = Console(width=1 << 20)
         return max(1, Measurement.get(console, console.options, table).maximum)
 
     def names_width(self) -> int:
         """What the longest of the names needs."""
-        return max(cell_len(line[0]) for line in [("",), self.total, *self.rows] if line)
+        return max((line[0].cell_len for line in (self.total, *self.rows) if line), default=0)
 
     def without(self, titles: Sequence[str]) -> Table:
         """The table but for some columns."""
-        kept = [i for i, (title, _) in enumerate(self.columns) if title not in titles]
+        kept = [i for i, (title, _) in enumerate(self.columns) if str(title) not in titles]
 
-        def of(line: Sequence[str]) -> list[str]:
+        def of(line: Sequence[Text]) -> list[Text]:
             return [line[i] for i in kept] if line else []
 
         columns = [self.columns[i] for i in kept]
-        return Table(columns, [of(row) for row in self.rows], of(self.total))
+        folds = kept.index(self.folds) if self.folds in kept else -1
+        return Table(columns, [of(row) for row in self.rows], of(self.total), folds)
 
     def cut(self, width: int, dots: str) -> Table:
         """The table with all names cut to this width."""
-        lines = [
-            [cut(line[0], width, dots), *line[1:]] for line in [*self.rows, self.total] if line
-        ]
-        total = lines.pop() if self.total else []
-        return replace(self, rows=lines, total=total)
+
+        def of(line: Sequence[Text]) -> list[Text]:
+            return [Text(cut(line[0].plain, width, dots)), *line[1:]] if line else []
+
+        return replace(self, rows=[of(row) for row in self.rows], total=of(self.total))
 
     def as_rich(self) -> RichTable:
         """What rich prints."""
         table = RichTable(box=box.SIMPLE_HEAD, show_footer=bool(self.total), pad_edge=False)
-        footers = self.total or [""] * len(self.columns)
-        for (title, side), footer in zip(self.columns, footers, strict=True):
+        for number, (title, side) in enumerate(self.columns):
             table.add_column(
                 title,
-                Text(footer),
+                self.total[number] if self.total else "",
                 justify="right" if side == RIGHT else "left",
-                no_wrap=True,
+                no_wrap=number != self.folds,
                 overflow="fold",
             )
         for row in self.rows:
-            table.add_row(*map(Text, row))
+            table.add_row(*row)
         return table
 
 
 def show_table(
-    columns: Sequence[tuple[str, str]],
-    rows: Iterable[Sequence[str]],
+    columns: Columns,
+    rows: Iterable[Sequence[str | Text]],
     total: Sequence[str] = (),
     optional: Sequence[str] = (),
+    folds: int = -1,
 ) -> list[str]:
     """Print a table, one line a row; returns the titles of the columns that were left out.
 
     Away from a terminal it is as wide as it needs. On one, the columns of `optional`, the most
-    important first, are shown as far as they leave room for names; these are cut in the middle.
+    important first, are shown as far as they leave room for names; these are cut in the middle, and
+    the column number `folds` is folded.
     """
-    table = Table(columns, [[escaped(cell) for cell in row] for row in rows], total)
+    cells = [[Text(escaped(c)) if isinstance(c, str) else c for c in row] for row in rows]
+    table = Table(columns, cells, [Text(each) for each in total], folds)
     console = Console()
     if not console.is_terminal:
         Console(width=table.width()).print(table.as_rich())

@@ -30,7 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..constants import DTYPES
-from ..errors import ArgTypeError, ArgValueError, FormatError, bad
+from ..devices import is_cupy
+from ..errors import ArgTypeError, ArgValueError, DeviceError, FormatError, bad
 from ..qtensor import QTensor
 from ..schemes import Scheme, from_dict
 from . import strict_json
@@ -127,6 +128,9 @@ def save(
     for name, tensor in tensors.items():
         if not isinstance(name, str):
             raise bad("tensors", f"got the name {quote(name)}", name, "a string", ArgTypeError)
+        if is_cupy(tensor) or (isinstance(tensor, QTensor) and is_cupy(tensor.packed)):
+            found, expected = f"{quote(name)} is on a GPU", "tensors on the host: x.to('numpy')"
+            raise bad("tensors", found, type(tensor), expected, DeviceError)
         if isinstance(tensor, QTensor):
             entries[name] = Entry.of(tensor)
             arrays.update((f"{name}.{leaf}", array) for leaf, array in tensor.leaves())

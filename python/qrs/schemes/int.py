@@ -20,7 +20,7 @@ from ..constants import SCALE_DTYPES
 from ..errors import ArgTypeError, KernelFault, QrsError, bad
 from ..granularity import Granularity, PerAxis, PerGroup, granularity_of
 from ..qtensor import QTensor
-from . import affine_checks, affine_parts, checks, scales
+from . import checks, int_checks, int_parts, scales
 from .base import Array, PartSpecs, Scheme, Shape
 from .layout import layout_of, packed_bits, packed_shape, unpacked_bits
 
@@ -192,32 +192,32 @@ class Int(Scheme, family="int"):
     ) -> QTensor:
         if scale is not None or zero_point is not None:
             expected = layout_of(self, x.shape).scale_shape
-            scale, zero_point = affine_checks.given_qparams(self, expected, scale, zero_point)
+            scale, zero_point = int_checks.given_qparams(self, expected, scale, zero_point)
             checks.check_nonzero(scale)
             scale, zero_point = scales.moved_like(scale, x), scales.moved_like(zero_point, x)
-        return affine_parts.quantize(self, x, backend, scale, zero_point, out)
+        return int_parts.quantize(self, x, backend, scale, zero_point, out)
 
     def dequantize(
         self, qt: QTensor, dtype: str, backend: Reference, out: Array | None = None
     ) -> Array:
-        return affine_parts.dequantize(self, qt, dtype, backend, out)
+        return int_parts.dequantize(self, qt, dtype, backend, out)
 
     def fake_quantize(self, x: Array, backend: Reference, out: Array | None = None) -> Array:
-        return affine_parts.fake_quantize(self, x, backend, out)
+        return int_parts.fake_quantize(self, x, backend, out)
 
     def from_codes(self, shape: Shape, codes: Any, scale: Any, zero_point: Any) -> QTensor:
         layout = layout_of(self, shape)
-        codes = affine_checks.given_integers(self, "codes", shape, codes)
-        scale, zero_point = affine_checks.given_qparams(self, layout.scale_shape, scale, zero_point)
+        codes = int_checks.given_integers(self, "codes", shape, codes)
+        scale, zero_point = int_checks.given_qparams(self, layout.scale_shape, scale, zero_point)
         packed = packed_bits(codes.reshape(layout.stored_shape), self.bits)
-        parts = affine_parts.parts_of(self, shape, packed, scale, zero_point)
+        parts = int_parts.parts_of(self, shape, packed, scale, zero_point)
         qt = QTensor(self, shape, "float32", parts)
         checks.check_zero_scales(qt)
         return qt
 
     def check_parts(self, qt: QTensor) -> None:
-        affine_checks.check_codes(self, qt)
-        affine_checks.check_scale(self, qt.scale, qt.zero_point)
+        int_checks.check_codes(self, qt)
+        int_checks.check_scale(self, qt.scale, qt.zero_point)
         checks.check_zero_scales(qt)
 
     def explain(self, fault: KernelFault, x: Array) -> QrsError:
