@@ -52,11 +52,16 @@ def as_input(x: Any, arg: str = "x", *, min_ndim: int = 1) -> Array:
         raise bad(arg, f"ndim {array.ndim}", array.ndim, f">= {min_ndim}")
     if array.dtype not in _KERNEL_DTYPES:
         array = _with_accepted_dtype(array, arg)
-    if is_cupy(array) and array.dtype == np.float64:
-        # CuPy narrows with subnormals flushed to zero.
-        expected = "float32, float16 or bfloat16 there"
-        raise bad(arg, "got float64 on a GPU", array.dtype, expected, ArgTypeError)
+    if array.dtype == np.float64:
+        refuse_on_gpu(array, arg)
     return in_c_order(array, arg)
+
+
+def refuse_on_gpu(x: Array, arg: str) -> None:
+    """Raise for float64 on a GPU: CuPy's conversions from and to it flush subnormals to zero."""
+    if is_cupy(x):
+        expected = "float32, float16 or bfloat16 there"
+        raise bad(arg, "got float64 on a GPU", "float64", expected, ArgTypeError)
 
 
 def in_c_order(array: Array, arg: str = "x") -> Array:

@@ -75,6 +75,15 @@ def as_cupy(x: Any) -> Array:
     return array
 
 
+def dtype_beside(x: Any, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype that numbers of `dtype` have in the library of `x`: itself, or unsigned integers.
+
+    CuPy (14.2) takes bfloat16 of ml_dtypes and no other of its dtypes: there they stay their bits.
+    """
+    unknown = is_cupy(x) and dtype.name.startswith(("float8", "float4"))
+    return np.dtype(f"uint{8 * dtype.itemsize}") if unknown else dtype
+
+
 def contiguous(x: Array) -> Array:
     """`x` in C order; a copy only where it is not."""
     result: Array = library_of(x).ascontiguousarray(x)

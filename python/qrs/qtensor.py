@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import backends
-from .arrays import Held, check_out, float_dtype_name, reports_memory
+from .arrays import Held, check_out, float_dtype_name, refuse_on_gpu, reports_memory
 from .constants import DTYPES
 from .devices import LIBRARIES, is_array, is_cupy, is_writable, may_share_memory, moved, on_host
 from .errors import ArgTypeError, QrsError, bad
@@ -127,7 +127,10 @@ class QTensor:
 
     @property
     def codes(self) -> Array:
-        """The codes, unpacked now, in `shape`: int8 or uint8."""
+        """The codes, unpacked now, in `shape`: int8 or uint8, or numbers of a float format.
+
+        On a GPU, where CuPy has no float8 and float4, those are their bits.
+        """
         return self.scheme.codes(self)
 
     @property
@@ -169,6 +172,8 @@ class QTensor:
         After an error the contents of `out` are unspecified.
         """
         name = float_dtype_name(dtype)
+        if name == "float64":
+            refuse_on_gpu(self.packed, "dtype")
         stored = [array for _, array in self.leaves()]
         if out is not None:
             check_out(out, self.shape, name, stored)

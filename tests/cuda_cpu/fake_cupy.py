@@ -175,6 +175,7 @@ class ndarray:
         return ndarray(np.asarray(host), self._device)
 
     def view(self, dtype: Any) -> ndarray:
+        _known(dtype)
         return self._like(self._host.view(dtype))
 
     def reshape(self, *shape: Any) -> ndarray:
@@ -244,6 +245,12 @@ for _name in (
 ndarray.__invert__ = lambda self: self._like(_pooled(~self._host))
 
 
+def _known(dtype: Any) -> None:
+    """CuPy takes bfloat16 of ml_dtypes, and no other of its dtypes."""
+    if np.dtype(dtype).name.startswith(("float8", "float4")):
+        raise ValueError(f"Unsupported dtype {np.dtype(dtype)}")
+
+
 def _unwrapped(beside: ndarray | None, value: Any) -> Any:
     """The numpy array in one of ours; a TypeError for numpy's own, as CuPy says it."""
     if isinstance(value, tuple):
@@ -269,6 +276,7 @@ def _pooled(host: np.ndarray) -> np.ndarray:
 def _allocate(shape: Any, dtype: Any) -> np.ndarray:
     """Memory in C order at an address like those of CuPy's pool, full of 0xA5."""
     dtype = np.dtype(dtype)
+    _known(dtype)
     shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
     count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     memory = np.full(count + ALIGNMENT, POISON, np.uint8)

@@ -17,12 +17,13 @@ from ..arrays import (
     float_dtype_name,
     in_c_order,
     plain,
+    refuse_on_gpu,
     reports_memory,
 )
 from ..backends.reference import Reference, into
 from ..checks import check_subnormals
 from ..constants import DTYPES
-from ..devices import library_of, on_host
+from ..devices import dtype_beside, library_of, on_host
 from ..errors import ArgTypeError, KernelFault, QrsError, bad
 from ..float_formats import ALIASES, FORMATS
 
@@ -62,7 +63,8 @@ def encode(
     backend : as in `qrs.quantize`.
 
     The dtype of the result: numpy's float32, float16 and int8, and bfloat16, float8_e5m2,
-    float8_e4m3fn and float4_e2m1fn of ml_dtypes. NaN is kept, as the canonical quiet one with its
+    float8_e4m3fn and float4_e2m1fn of ml_dtypes; on a GPU, where CuPy lacks the last three, their
+    bits as uint8. NaN is kept, as the canonical quiet one with its
     sign. Infinities are kept where the format has them; in e4m3 they are NaN or, with `saturate`,
     +-448, in e2m1 +-6, in int8 the ends of [-128, 127]. Subnormals are kept.
 
@@ -86,8 +88,9 @@ def encode(
     chosen = backends.resolve(backend, x)
     given = plain(_number(x))
     array = as_input(given, min_ndim=0)
+    stored = dtype_beside(array, FORMAT_DTYPES[name])
     if out is not None:
-        check_out(out, array.shape, FORMAT_DTYPES[name], [given])
+        check_out(out, array.shape, stored, [given])
     with Held(array, out):
         values = as_kernel_float(array)
         rows = None if out is None else _row(out)
@@ -95,7 +98,7 @@ def encode(
             codes = _encode_int8(values, bool(saturate), chosen, rows)
         else:
             codes = _encode_float(values, name, bool(saturate), chosen, rows)
-    return codes.view(FORMAT_DTYPES[name]).reshape(array.shape) if out is None else out
+    return codes.view(stored).reshape(array.shape) if out is None else out
 
 
 @reports_memory
@@ -131,6 +134,8 @@ def decode(
     wanted = float_dtype_name(dtype)
     chosen = backends.resolve(backend, codes)
     given = plain(codes, "codes", integers=True)
+    if wanted == "float64":
+        refuse_on_gpu(given, "dtype")
     name, bits = _as_codes(given, codes, None if format is None else format_name(format))
     if out is not None:
         check_out(out, given.shape, wanted, [given])

@@ -17,6 +17,7 @@ import numpy as np
 from .. import backends
 from ..backends.reference import Reference
 from ..constants import SCALE_DTYPES
+from ..devices import dtype_beside
 from ..errors import ArgTypeError, KernelFault, QrsError, bad
 from ..float_formats import FORMATS, FloatFormat
 from ..granularity import (
@@ -269,7 +270,7 @@ class Float(Scheme, family="float"):
 
     def codes(self, qt: QTensor) -> Array:
         codes = float_parts.codes_of(self, qt, backends.of(qt.packed))
-        return codes.view(self.float_format.dtype)
+        return codes.view(dtype_beside(codes, self.float_format.dtype))
 
     def zero_point(self, qt: QTensor, backend: Reference | None = None) -> Array | None:
         return None
