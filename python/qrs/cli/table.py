@@ -126,7 +126,7 @@ def cut(text: str, width: int, dots: str = "…") -> str:
     """The text without its middle, where it is wider than this on a terminal.
 
     >>> cut("model.layers.10.self_attn.q_proj.weight", 32)
-    'model.layers.10.…attn.q_proj.weight'
+    'model.layers.10.…n.q_proj.weight'
     """
     if cell_len(text) <= width:
         return text
