@@ -206,7 +206,7 @@ def test_doctor_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
         ("QRS_NUM_THREADS", "abc", "abc"),
         ("QRS_NUM_THREADS", "0", "1 to 1024"),
         ("QRS_BACKEND", "x", "one of: reference, rust, cupy"),
-        ("QRS_BACKEND", "cupy", "no CUDA kernels"),
+        ("QRS_BACKEND", "cupy", "'cupy' is not available"),
         ("QRS_BACKEND", "\x1b[31m", r"\x1b[31m"),
     ],
 )
