@@ -1,14 +1,17 @@
 """Run Python code in a fresh interpreter, and qrs on a terminal; with an environment of its own."""
 
+import fcntl
 import os
 import pty
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-def run(code: str, *arguments: str, timeout: float = 60, **environment: str) -> str:
+def run(code: str, *arguments: str, timeout: float = 600, **environment: str) -> str:
     """What `code` prints; an assertion shows how it failed. A signal fails it too."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code, *arguments],
@@ -27,9 +30,10 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("QRS_")}
 
 
-def on_a_terminal(arguments: list[str], env: dict[str, str]) -> str:
-    """What a command writes where stdout and stderr are a terminal."""
+def on_a_terminal(arguments: list[str], env: dict[str, str], width: int = 0) -> str:
+    """What a command writes where stdout and stderr are a terminal, of no known width if 0."""
     parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("4H", 24, width, 0, 0))
     command = [sys.executable, "-m", "qrs", *arguments]
     base = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS")}
     process = subprocess.Popen(

@@ -55,7 +55,8 @@ def float_schemes(draw: st.DrawFn, granularity: Any = None) -> qrs.Float:
     if isinstance(granularity, st.SearchStrategy):
         granularity = draw(granularity)
     nested = [qrs.Float(each, granularity=qrs.PerTensor()) for each in ("e4m3", "e5m2")]
-    scale_dtypes = ["float32", "float16", "bfloat16", "e8m0", *nested]
+    scale_dtypes = ["float32", "float16", "bfloat16", "e8m0"]
+    scale_dtypes += [] if isinstance(granularity, qrs.PerTensor) else nested
     return qrs.Float(name, granularity=granularity, scale_dtype=draw(st.sampled_from(scale_dtypes)))
 
 

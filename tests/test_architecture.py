@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from qrs.backends.cupy import Cupy
 from qrs.backends.reference import OPERATIONS, Reference
 from qrs.backends.rust import Rust
 
@@ -143,13 +144,15 @@ def operations(backend: type) -> set[str]:
     return {n for n, f in vars(backend).items() if inspect.isfunction(f) and not n.startswith("_")}
 
 
+@pytest.mark.parametrize("backend", [Rust, Cupy])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_overrides_keep_the_signatures_of_reference(name: str) -> None:
-    assert inspect.signature(getattr(Rust, name)) == inspect.signature(getattr(Reference, name))
+def test_overrides_keep_the_signatures_of_reference(name: str, backend: type) -> None:
+    assert inspect.signature(getattr(backend, name)) == inspect.signature(getattr(Reference, name))
 
 
-def test_backends_add_no_operations_of_their_own() -> None:
-    assert operations(Rust) <= set(OPERATIONS)
+@pytest.mark.parametrize("backend", [Rust, Cupy])
+def test_backends_add_no_operations_of_their_own(backend: type) -> None:
+    assert operations(backend) <= set(OPERATIONS)
 
 
 def test_one_name_through_all_layers() -> None:
@@ -218,7 +221,7 @@ def test_unsafe_stays_in_its_place_and_says_why() -> None:
 def test_files_are_short() -> None:
     folders = ("python", "rust", "tests", "benches", "examples")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.*")]
-    sources = [path for path in files if path.suffix in {".py", ".pyi", ".rs"}]
+    sources = [path for path in files if path.suffix in {".py", ".pyi", ".rs", ".cu", ".cuh", ".h"}]
     lengths = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in sources}
     assert len(lengths) > 20
     assert {name: n for name, n in lengths.items() if n > MAX_LINES} == {}

@@ -29,6 +29,15 @@ def no_variable(monkeypatch):
 
 
 @pytest.fixture
+def no_cupy(monkeypatch):
+    """As where CuPy is not installed."""
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    backends.get.cache_clear()
+    yield
+    backends.get.cache_clear()
+
+
+@pytest.fixture
 def ran(monkeypatch) -> list[str]:
     """The names of the backends whose fused encoder runs."""
     from qrs.backends.rust import Rust
@@ -113,19 +122,19 @@ def test_the_variable_is_named(call, monkeypatch):
 
 
 @every_call
-def test_cupy_says_why_it_is_missing(call):
+def test_cupy_says_why_it_is_missing(call, no_cupy):
     with pytest.raises(qrs.DeviceError) as caught:
         call("cupy")
     message = str(caught.value)
-    assert "'cupy' is not available: this version of qrs has no CUDA kernels" in message
-    assert "fix: pass numpy arrays" in message
+    assert "'cupy' is not available: CuPy is not installed" in message
+    assert "fix: pip install 'qrs-quant[cuda13]'" in message
     assert isinstance(caught.value, RuntimeError)
 
 
 # ---- Arrays of other libraries -------------------------------------------------------------------
 
 
-def test_cupy_arrays_go_to_cupy():
+def test_cupy_arrays_go_to_cupy(no_cupy):
     for call in (qrs.quantize, qrs.fake_quantize):
         with pytest.raises(qrs.DeviceError, match="'cupy' is not available"):
             call(cupy_like(), "int8")
@@ -155,7 +164,7 @@ def test_libraries_do_not_mix(backend):
 # ---- What is there -------------------------------------------------------------------------------
 
 
-def test_describe():
+def test_describe(no_cupy):
     rows = {row["name"]: row for row in backends.describe()}
     assert list(rows) == ["reference", "rust", "cupy"]
     for name in ("reference", "rust"):
@@ -166,7 +175,7 @@ def test_describe():
     assert rows["cupy"]["operations"] == []
 
 
-def test_available_backends():
+def test_available_backends(no_cupy):
     assert qrs.available_backends() == ["reference", "rust"]
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import qrs
 from checkpoints import digests, normal, save_model, save_sharded, small_model
-from processes import clean_environment, on_a_terminal
+from processes import clean_environment
 from qrs import backends
 from qrs.cli.app import Group
 from qrs.cli.commands import app

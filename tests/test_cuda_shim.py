@@ -152,10 +152,15 @@ HANGS = {
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize(("body", "message"), HANGS.values(), ids=HANGS.keys())
-def test_what_hangs_on_a_gpu_is_an_error(body: str, message: str, order: int) -> None:
-    with pytest.raises(KernelError, match=message):
-        run(f"__global__ void f(unsigned* y) {{ {body} }}", 64, out(64), order=order)
+@pytest.mark.parametrize("case", HANGS)
+def test_what_hangs_on_a_gpu_is_an_error(case: str, order: int) -> None:
+    kernels = [
+        f"__global__ void f{i}(unsigned* y) {{ {b} }}" for i, (b, _) in enumerate(HANGS.values())
+    ]
+    names = [f"f{i}" for i in range(len(HANGS))]
+    kernel = CpuModule("\n".join(kernels), names, order).get_function(names[[*HANGS].index(case)])
+    with pytest.raises(KernelError, match=HANGS[case][1]):
+        kernel((1,), (64,), (out(64),))
 
 
 def test_a_partial_last_warp_has_no_more_lanes() -> None:
@@ -230,7 +235,18 @@ def test_scalars_that_a_gpu_would_misread(kind, index: int, value, message: str)
         run(TYPES, 1, out(1), *args, kind=kind)
 
 
-@pytest.mark.parametrize("args", [(), (out(1), 1), ([1, 2],), (np.uint32(1),)])
+@pytest.mark.parametrize("kind", MODULES)
+def test_no_array(kind: type[CpuModule]) -> None:
+    source = "__global__ void f(unsigned* y, const float* x) { y[0] = x == nullptr; }"
+    for null in (np.int64(0), np.uint64(0)):
+        y = out(1)
+        run(source, 1, y, null, kind=kind)
+        assert y[0] == 1
+
+
+@pytest.mark.parametrize(
+    "args", [(), (out(1), 1), ([1, 2],), (np.uint32(0),), (np.int64(64),), (None,)]
+)
 def test_arguments_that_do_not_fit(args: tuple) -> None:
     with pytest.raises(TypeError, match="argument"):
         run("__global__ void f(unsigned* y) {}", 1, *args)
@@ -331,6 +347,21 @@ def test_ptx_refuses_what_changes_bits(monkeypatch, option: str, opcode: str) ->
     monkeypatch.setattr(nvrtc, "OPTIONS", (*nvrtc.OPTIONS, option))
     with pytest.raises(KeyError, match=opcode):
         PtxModule(source + " ", ["f"])
+
+
+def test_ptx_shows_a_fused_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = """__global__ void f(float* y, const float* x) {
+        y[threadIdx.x] = x[threadIdx.x] * x[threadIdx.x + 1] + x[threadIdx.x + 2];
+    }"""
+    x = np.random.default_rng(1).random(300, dtype=np.float32)
+    expected = x[:256] * x[1:257] + x[2:258]
+    for fused in (False, True):
+        if fused:
+            monkeypatch.setattr(nvrtc, "OPTIONS", (*nvrtc.OPTIONS, "--fmad=true"))
+            source += " "  # or the translation of before would answer
+        y = np.zeros(256, np.float32)
+        run(source, 256, y, x, kind=PtxModule)
+        assert np.array_equal(y, expected) is not fused
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from strategies import arrays, float_schemes, granularities
 NAMED = ("nvfp4", "mxfp4", "mxfp8")
 SCALED = ("e4m3-tensor", "e4m3-axis0", "e2m1-axis1", "bf16-axis1", "e2m1-g7-f16-ragged",
           "e5m2-g16", "f16-g16-bf16", "e5m2-g32-e8m0", *NAMED)  # fmt: skip
+E4M3_TENSOR = qrs.Float("e4m3", granularity=qrs.PerTensor())
 PLAIN = ("bf16", "f16", "e4m3", "e5m2", "e2m1")
 
 
@@ -85,6 +86,7 @@ def test_what_is_no_scheme(text):
         ({"group_size": 4, "scale_dtype": qrs.Float("e4m3")}, "scale_dtype"),
         ({"group_size": 4, "scale_dtype": qrs.Float("e4m3", group_size=4)}, "scale_dtype"),
         ({"group_size": 4, "scale_dtype": qrs.Float("f16", axis=0)}, "scale_dtype"),
+        ({"granularity": qrs.PerTensor(), "scale_dtype": E4M3_TENSOR}, "scale_dtype"),
         ({"group_size": 4, "saturate": False}, "saturate"),
         ({"axis": 0, "group_size": 4}, "group_size"),
         ({"ragged": True}, "ragged"),

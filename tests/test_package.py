@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 import qrs
+from processes import run
 
+IMPORTS = """
+import time
+start = time.process_time()
+import numpy
+numpy_itself = time.process_time() - start
+start = time.process_time()
+import qrs
+print(numpy_itself, time.process_time() - start)
+"""
 ROOT = Path(__file__).resolve().parent.parent
 DISTRIBUTION = importlib.metadata.distribution("qrs-quant")
 
@@ -51,3 +61,19 @@ def test_public_name_is_documented(name: str) -> None:
     assert inspect.cleandoc(own or "")
     # What dataclass() writes by itself is a signature, not a docstring.
     assert not str(own).startswith(f"{name}(")
+
+
+def test_the_import_is_light(tmp_path: Path) -> None:
+    """Beyond numpy it takes less CPU time than numpy itself, about 100 ms: best of several.
+
+    Both from compiled files, as pip installs them.
+    """
+    compiled = {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
+    times = [list(map(float, run(IMPORTS, **compiled).split())) for _ in range(6)]
+    assert min(beyond / numpy_itself for numpy_itself, beyond in times[1:]) < 1, times
+
+
+def test_the_version_is_looked_up_when_asked_for() -> None:
+    run("import sys, qrs; assert 'importlib.metadata' not in sys.modules; assert qrs.__version__")
+    with pytest.raises(AttributeError, match="module 'qrs' has no attribute 'nothing'"):
+        _ = qrs.nothing

@@ -9,7 +9,7 @@
 True
 """
 
-from importlib.metadata import version as _version
+from typing import Any
 
 from . import errors, floats, metrics, schemes
 from .api import dequantize, fake_quantize, quantize
@@ -31,7 +31,7 @@ from .granularity import PerAxis, PerGroup, PerTensor
 from .qtensor import QTensor
 from .schemes import MXFP4, MXFP8, NVFP4, Float, Int, parse
 
-__version__ = _version("qrs-quant")
+__version__: str
 
 __all__ = [
     "MXFP4",
@@ -67,3 +67,12 @@ __all__ = [
     "set_num_threads",
     "simd_level",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`__version__`: looking it up takes as long as a third of the import."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import version
+
+    return version("qrs-quant")

@@ -210,17 +210,24 @@ def test_S07_elements_that_do_not_end_on_a_byte(tmp_path: Path, dtype: str, coun
 
 
 S08_READ = """
-import resource, sys, time
+import json, resource, sys, time
 from qrs.formats.safetensors import SafetensorsFile
 start = time.process_time()
 with SafetensorsFile(sys.argv[1]) as file:
     count = len(file.tensors)
 seconds = time.process_time() - start
-print(count, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+del file
+raw = open(sys.argv[1], "rb").read()
+text = raw[8 : 8 + int.from_bytes(raw[:8], "little")].decode()
+start = time.process_time()
+json.loads(text)
+print(count, seconds, time.process_time() - start, kilobytes)
 """
 
 
 def test_S08_a_million_tensors(tmp_path: Path) -> None:
+    """In less than 1 GB, and 10 times what the standard parser takes (it is about twice)."""
     path = tmp_path / "x.safetensors"
     text = ",".join(
         f'"model.layers.{i}.mlp":{{"dtype":"U8","shape":[1,1],"data_offsets":[{i},{i + 1}]}}'
@@ -228,20 +235,26 @@ def test_S08_a_million_tensors(tmp_path: Path) -> None:
     )
     path.write_bytes(raw_file(f"{{{text}}}".encode(), b"\0" * 1_000_000))
     out = subprocess.run([sys.executable, "-c", S08_READ, path], capture_output=True, text=True)
-    count, seconds, kilobytes = out.stdout.split()
-    print(f"S08: {float(seconds):.2f} s, {int(kilobytes) / 1024:.0f} MiB")
-    assert int(count) == 1_000_000
-    assert float(seconds) < 10
-    assert int(kilobytes) * 1024 < 1_000_000_000
+    count, seconds, of_json, kilobytes = map(float, out.stdout.split())
+    print(f"S08: {seconds:.2f} s, json {of_json:.2f} s, {kilobytes / 1024:.0f} MiB")
+    assert count == 1_000_000
+    assert seconds < 10 * of_json
+    assert kilobytes * 1024 < 1_000_000_000
 
 
 def test_S08_writing_many_tensors_is_not_quadratic(tmp_path: Path) -> None:
+    """Four times as many take four times as long, where a square would take sixteen times."""
     one = np.ones(1, np.uint8)
-    start = time.perf_counter()
-    with Writer(tmp_path / "x", [(f"t{i}", "U8", (1,)) for i in range(20_000)]) as writer:
-        for i in range(20_000):
-            writer.write(f"t{i}", one)
-    assert time.perf_counter() - start < 10
+
+    def seconds(count: int) -> float:
+        start = time.process_time()
+        with Writer(tmp_path / "x", [(f"t{i}", "U8", (1,)) for i in range(count)]) as writer:
+            for i in range(count):
+                writer.write(f"t{i}", one)
+        return time.process_time() - start
+
+    few, many = (min(seconds(count) for _ in range(3)) for count in (5_000, 20_000))
+    assert many < 8 * few
     with SafetensorsFile(tmp_path / "x") as file:
         assert len(file.tensors) == 20_000
 

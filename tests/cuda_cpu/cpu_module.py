@@ -66,7 +66,8 @@ class CpuModule:
         def kernel(grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...]) -> None:
             values = arguments(name, kinds, args)
             pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-            problem = launch(_sizes(grid), _sizes(block), pointers, ctypes.c_uint(self.order))
+            sizes = _sizes(grid), _sizes(block)
+            problem = launch(*sizes, pointers, ctypes.c_uint(self.order), _stacks())
             if problem is not None:
                 raise KernelError(f"{name}: {problem.decode()}")
 
@@ -90,8 +91,8 @@ def arguments(name: str, kinds: Sequence[str], args: tuple[Any, ...]) -> list[An
 
 
 def _pointer(name: str, index: int, arg: Any) -> ctypes.c_void_p:
-    if arg is None:
-        return ctypes.c_void_p(None)
+    if isinstance(arg, np.int64 | np.uint64) and arg == 0:
+        return ctypes.c_void_p(None)  # CuPy sends the 8 bytes as they are
     if isinstance(arg, np.ndarray):
         return ctypes.c_void_p(arg.ctypes.data)
     address = getattr(getattr(arg, "data", None), "ptr", None)
@@ -135,7 +136,8 @@ def _tail(names: Sequence[str]) -> str:
         lines += [
             f"EXPORT const char* qrs_signature_{i}() {{ return cuda_cpu::signature(&{name}); }}",
             f"EXPORT const char* qrs_launch_{i}(unsigned* grid, unsigned* block, void** args,"
-            f" unsigned order) {{ return cuda_cpu::launch(&{name}, grid, block, args, order); }}",
+            " unsigned order, char* stacks) {"
+            f" return cuda_cpu::launch(&{name}, grid, block, args, order, stacks); }}",
         ]
     return "\n".join(lines) + "\n"
 
@@ -151,6 +153,17 @@ def library(source: str, header: str = "cuda_cpu.h") -> ctypes.PyDLL:
     if not path.exists():
         _compile(path, ["-I", str(folder), "-include", header, "-shared", "-x", "c++", "-"], source)
     return ctypes.PyDLL(str(path))
+
+
+@cache
+def _stacks() -> ctypes.c_void_p:
+    """Stacks for the threads of any module."""
+    made = library(f"{EXPORT}\nEXPORT char* qrs_stacks() {{ return cuda_cpu::make_stacks(); }}\n")
+    made.qrs_stacks.restype = ctypes.c_void_p
+    address = made.qrs_stacks()
+    if address is None:
+        raise MemoryError("no stacks for the threads of a block")
+    return ctypes.c_void_p(address)
 
 
 @cache
@@ -188,12 +201,12 @@ def _compile(path: Path, arguments: list[str], source: str = "") -> None:
 @cache
 def _command() -> tuple[str, ...]:
     """The compiler and its options: no contraction, and fma in hardware where there is one."""
-    options = ["-std=c++17", "-O2", "-g1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC"]
+    options = ["-std=c++17", "-O2", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC"]
     options += ["-fvisibility=hidden", "-Wall", "-Werror=return-type"]
     options += ["-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-unused-variable"]
     if platform.machine() == "x86_64" and " fma " in Path("/proc/cpuinfo").read_text():
         options.append("-mfma")
     if os.environ.get(SANITIZE):
         options += ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
-        options += ["-fsanitize-sections=qrs_shared", "-fno-omit-frame-pointer"]
-    return (os.environ.get("CXX", "g++"), *options, "-I", str(HERE))
+        options += ["-fsanitize-sections=qrs_shared", "-fno-omit-frame-pointer", "-g1"]
+    return (os.environ.get("CXX", "g++"), *options)

@@ -1,15 +1,16 @@
-"""A stand-in for CuPy on numpy arrays, as strict as CuPy is. `sys.modules["cupy"]` may be this module.
+"""A stand-in for CuPy on numpy arrays, as strict as CuPy is; fit to be `sys.modules["cupy"]`.
 
 It has what qrs uses and no more, so that whatever else qrs would reach for is an AttributeError. An
-array wraps a numpy array and is none: `np.asarray(x)` is a TypeError, and so is arithmetic with numpy
-arrays. Memory that nobody wrote is full of 0xA5, and there are as many devices as `devices(n)` says;
-what CuPy does on another device than an array's is an error here. `launches` counts kernels.
+array wraps a numpy array and is none: `np.asarray(x)` is a TypeError, and so is arithmetic with
+numpy arrays. Memory that nobody wrote is full of 0xA5. There are as many devices as `devices(n)`
+says; a kernel on another device than its arrays are on is an error.
 """
 
 from __future__ import annotations
 
 import ctypes
 import operator
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,9 +20,12 @@ from typing import Any
 
 import numpy as np
 
+from cuda_cpu.cpu_module import SANITIZE
+
 __version__ = "14.2.0"
 POISON = 0xA5
-ALIGNMENT = 512  # of CuPy's memory pool
+# Of CuPy's memory pool. Under the sanitizers arrays end where their memory does, which they watch.
+ALIGNMENT = 0 if os.environ.get(SANITIZE) else 512
 
 _state = SimpleNamespace(devices=1, current=0)
 float32, float16, int8, uint8, int32, int64, uint64 = (
@@ -220,7 +224,22 @@ def _operator(name: str) -> Callable[[ndarray, Any], ndarray]:
     return apply
 
 
-for _name in "add sub mul lshift rshift lt le gt ge eq ne and_ or_ xor".split():
+for _name in (
+    "add",
+    "sub",
+    "mul",
+    "lshift",
+    "rshift",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "eq",
+    "ne",
+    "and_",
+    "or_",
+    "xor",
+):
     setattr(ndarray, f"__{_name.rstrip('_')}__", _operator(_name))
 ndarray.__invert__ = lambda self: self._like(_pooled(~self._host))
 
@@ -253,7 +272,7 @@ def _allocate(shape: Any, dtype: Any) -> np.ndarray:
     shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
     count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     memory = np.full(count + ALIGNMENT, POISON, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
+    start = -memory.ctypes.data % ALIGNMENT if ALIGNMENT else 0
     return memory[start : start + count].view(dtype).reshape(shape)
 
 
@@ -335,7 +354,7 @@ def concatenate(values: Any) -> ndarray:
 
 
 class CountedModule:
-    """A module of kernels that counts launches by name, and sees that they run where they should."""
+    """A module of kernels that counts launches by name, and sees that they run where they can."""
 
     def __init__(self, module: Any, launches: Counter[str]) -> None:
         self._module, self._launches = module, launches

@@ -279,19 +279,19 @@ __attribute__((no_sanitize("address", "undefined"))) inline void poison_shared()
     for (; p < end; p++) *p = 0xFF;
 }
 
-inline char* stack_of(unsigned t) {
-    static char* stacks = nullptr;
-    if (!stacks) {
-        const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-        void* m = mmap(nullptr, STACK * MAX_THREADS, PROT_READ | PROT_WRITE, flags, -1, 0);
-        if (m == MAP_FAILED) abort();
-        stacks = static_cast<char*>(m);
-        for (unsigned i = 0; i < MAX_THREADS; i++) mprotect(stacks + STACK * i, 4096, PROT_NONE);
-    }
-    return stacks + STACK * t;
+// Stacks for the threads of a block, each with a page below that must not be touched. One set serves
+// all modules of a process: the pages below make thousands of mappings, and those are limited.
+inline char* make_stacks() {
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void* m = mmap(nullptr, STACK * MAX_THREADS, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (m == MAP_FAILED) return nullptr;
+    char* stacks = static_cast<char*>(m);
+    for (unsigned i = 0; i < MAX_THREADS; i++)
+        if (mprotect(stacks + STACK * i, 4096, PROT_NONE)) return nullptr;
+    return stacks;
 }
 
-inline void run_block(Order& order) {
+inline void run_block(Order& order, char* stacks) {
     poison_shared();
     at_barrier = exited = 0;
     for (unsigned w = 0; 32 * w < count; w++)
@@ -301,7 +301,7 @@ inline void run_block(Order& order) {
         threads[t].index = {t % blockDim.x, row % blockDim.y, row / blockDim.y};
         threads[t].state = State::ready;
         // Tops at different places of a page: or all would compete for the same lines of the cache.
-        start(threads[t].context, stack_of(t), STACK - t % 64 * 192, run_thread);
+        start(threads[t].context, stacks + STACK * t, STACK - t % 64 * 192, run_thread);
     }
     while (error.empty() && order.step(resume)) {
     }
@@ -322,7 +322,7 @@ inline bool valid(const unsigned* grid, const unsigned* block) {
 
 // Run a kernel, all of whose arguments are bound in `kernel`: null, or what was wrong.
 template <typename Kernel>
-const char* run_grid(const unsigned* grid, const unsigned* block, unsigned order_number,
+const char* run_grid(const unsigned* grid, const unsigned* block, unsigned order_number, char* stacks,
                      const Kernel& kernel) {
     if (!valid(grid, block)) return "invalid argument: the sizes of the grid or the block";
     error.clear();
@@ -337,7 +337,7 @@ const char* run_grid(const unsigned* grid, const unsigned* block, unsigned order
     for (unsigned i = 0; i < blocks && error.empty(); i++) {
         const unsigned b = order.block(i, blocks, shuffled), row = b / grid[0];
         blockIdx = {b % grid[0], row % grid[1], row / grid[1]};
-        run_block(order);
+        run_block(order, stacks);
     }
     return error.empty() ? nullptr : error.c_str();
 }
@@ -363,14 +363,14 @@ const char* signature(void (*)(P...)) {
 
 template <typename... P, size_t... I>
 const char* launch(void (*kernel)(P...), const unsigned* grid, const unsigned* block, void** args,
-                   unsigned order, std::index_sequence<I...>) {
-    return run_grid(grid, block, order, [=] { kernel(*static_cast<P*>(args[I])...); });
+                   unsigned order, char* stacks, std::index_sequence<I...>) {
+    return run_grid(grid, block, order, stacks, [=] { kernel(*static_cast<P*>(args[I])...); });
 }
 
 template <typename... P>
 const char* launch(void (*kernel)(P...), const unsigned* grid, const unsigned* block, void** args,
-                   unsigned order) {
-    return launch(kernel, grid, block, args, order, std::index_sequence_for<P...>{});
+                   unsigned order, char* stacks) {
+    return launch(kernel, grid, block, args, order, stacks, std::index_sequence_for<P...>{});
 }
 
 }  // namespace cuda_cpu

@@ -64,8 +64,9 @@ def translate(ptx: str, entries: Sequence[str]) -> str:
             "}",
             f'EXPORT const char* qrs_signature_{i}() {{ return "{" ".join(entry.kinds)}"; }}',
             f"EXPORT const char* qrs_launch_{i}(unsigned* grid, unsigned* block, void** args,"
-            " unsigned order) { return cuda_cpu::run_grid(grid, block, order, [=] {"
-            f" kernel_{i}(args); }}); }}",
+            " unsigned order, char* stacks) {"
+            f" auto kernel = [=] {{ kernel_{i}(args); }};"
+            " return cuda_cpu::run_grid(grid, block, order, stacks, kernel); }",
         ]
     return "\n".join(parts) + "\n"
 

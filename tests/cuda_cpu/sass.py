@@ -25,6 +25,7 @@ from functools import cache
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import patch
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -35,6 +36,7 @@ from qrs.backends.cubin_cache import cached_cubin
 HERE = Path(__file__).resolve().parent
 STORED = HERE / "kernels.json"
 PAGE = HERE.parent.parent / "docs" / "cuda-kernels.md"
+CUBINS = HERE.parent.parent / "build" / "cuda_cpu" / "cubins"
 BEGIN, END = "<!-- kernels: begin -->", "<!-- kernels: end -->"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 
@@ -213,8 +215,9 @@ def measure(family: str, arch: str) -> dict[str, Kernel]:
 
 
 def measure_source(source: str, names: Sequence[str], arch: str) -> dict[str, Kernel]:
-    """The same for any source."""
-    path, lowered = cached_cubin(source, names, arch)
+    """The same for any source; cubins are kept with what else was built."""
+    with patch.dict(os.environ, QRS_CACHE_DIR=str(CUBINS)):
+        path, lowered = cached_cubin(source, names, arch)
     values = {lowered[name]: values_per_turn(source, name) for name in names}
     kernels = analyse(Path(path), values)
     return {name: kernels[lowered[name]] for name in names}
@@ -254,7 +257,7 @@ def page(kernels: dict[str, dict[str, dict[str, object]]]) -> str:
     text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     words = f"NVRTC {'.'.join(map(str, nvrtc.version()))}, {' / '.join(ARCHITECTURES)}:"
-    return f"{before}{BEGIN}\n{words}\n\n{table(kernels)}\n{END}{rest.split(END)[1]}"
+    return f"{before}{BEGIN}\n{words}\n\n{table(kernels)}\n\n{END}{rest.split(END)[1]}"
 
 
 def stored() -> dict[str, dict]:
@@ -275,14 +278,17 @@ def _tool(option: str, cubin: Path) -> str:
     return done.stdout
 
 
+def as_text(content: dict[str, dict]) -> str:
+    """kernels.json with one line for each architecture, so that a change is one line of a diff."""
+    text = json.dumps(content, indent=1)
+    return re.sub(r"\{\n\s+(\"registers\"[^}]*?)\n\s+\}", lambda m: _one_line(m[1]), text) + "\n"
+
+
 def write() -> None:
     """Rewrite kernels.json, but for its limits, and the table in the docs."""
-    kernels = everything()
     limits = stored()["limits"] if STORED.exists() else {}
-    text = json.dumps({"limits": limits, "kernels": kernels}, indent=1, ensure_ascii=False)
-    # One line for each architecture: a change is one line of a diff.
-    text = re.sub(r"\{\n\s+(\"registers\"[^}]*?)\n\s+\}", lambda m: _one_line(m[1]), text)
-    STORED.write_text(text + "\n", encoding="utf-8")
+    kernels = everything()
+    STORED.write_text(as_text({"limits": limits, "kernels": kernels}), encoding="utf-8")
     PAGE.write_text(page(kernels), encoding="utf-8")
 
 

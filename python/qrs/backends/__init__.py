@@ -1,8 +1,8 @@
 """Backends: who does the arithmetic, and which one a call gets.
 
-The type of the array picks the backend (numpy -> rust); `backend=` or the environment variable
-QRS_BACKEND override it. Arrays never move between devices, and a missing backend is an error,
-never a silent detour.
+The type of the array picks the backend (numpy -> rust, CuPy -> cupy); `backend=` or the environment
+variable QRS_BACKEND override it. Arrays never move between devices, and a missing backend is an
+error, never a silent detour. What only the GPU needs is imported when somebody asks for it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import numpy as np
 from ..checks import check_subnormals, checked_integer
 from ..devices import is_on_gpu
 from ..errors import ArgTypeError, DeviceError, QrsError, bad
-from . import cupy
 from .reference import OPERATIONS, Reference
 
 __all__ = [
@@ -48,7 +47,11 @@ def get(name: str) -> Reference:
 
             return Rust()
     elif name == "cupy":
+        from . import cupy
+
         reason, fix = cupy.missing()
+        if reason is None:
+            return cupy.Cupy()
     else:
         raise bad("backend", f"got {name!r}", name, f"one of: {', '.join(NAMES)}")
     problem = f"backend {name!r} is not available: {reason}; fix: {fix}"
@@ -112,7 +115,7 @@ def describe() -> list[dict[str, Any]]:
             own = kind is Reference
             operations = [op for op in OPERATIONS if own or op in vars(kind)]
         except DeviceError:
-            reason, fix = _missing_rust() if name == "rust" else cupy.missing()
+            reason, fix = _missing_rust() if name == "rust" else _missing_cupy()
         except QrsError as error:  # the environment asks the extension for what it cannot do
             reason, fix = str(error), f"unset {error.arg}"
         rows.append(
@@ -169,3 +172,9 @@ def _missing_rust() -> tuple[str | None, str | None]:
             "pip install --force-reinstall qrs-quant",
         )
     return None, None
+
+
+def _missing_cupy() -> tuple[str | None, str | None]:
+    from . import cupy
+
+    return cupy.missing()

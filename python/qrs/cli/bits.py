@@ -15,7 +15,8 @@ from .. import floats
 from ..errors import ArgValueError
 from .app import Json, UsageError, usage
 from .escape import escaped
-from .show import LEFT, RIGHT, show_json, show_table
+from .show import show_json
+from .table import LEFT, RIGHT, show_table
 
 FIELDS = ("sign", "exponent", "mantissa")
 STYLES = ("magenta", "green", "cyan")

@@ -5,54 +5,19 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
-
-from rich import box
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
-from rich.text import Text
 
 from ..checkpoint import Contents, Plan, Report, TensorPlan
 from .escape import escaped
-
-LEFT, RIGHT = "left", "right"
+from .table import LEFT, RIGHT, show_table
 
 
 def show_json(document: Any) -> None:
     """One JSON document; numbers that JSON lacks were replaced by null before."""
     json.dump(document, sys.stdout, indent=2, allow_nan=False)
     sys.stdout.write("\n")
-
-
-def show_table(
-    columns: Sequence[tuple[str | Text, str]],
-    rows: Iterable[Sequence[str | Text]],
-    total: Sequence[str] = (),
-    folds: int = 0,
-) -> None:
-    """A table; away from a terminal it is as wide as it needs, and nothing is cut or folded.
-
-    On a narrow terminal the column number `folds` is folded.
-    """
-    table = Table(box=box.SIMPLE_HEAD, show_footer=bool(total), pad_edge=False)
-    for number, (title, side) in enumerate(columns):
-        footer = Text(total[number]) if total else ""
-        table.add_column(
-            title,
-            footer,
-            justify="right" if side == RIGHT else "left",
-            no_wrap=number != folds,
-            overflow="fold",
-        )
-    for row in rows:
-        table.add_row(*(Text(escaped(c)) if isinstance(c, str) else c for c in row))
-    console = Console()
-    if not console.is_terminal:
-        needed = Measurement.get(console, console.options.update(max_width=1 << 20), table).maximum
-        console = Console(width=max(needed, 1))
-    console.print(table)
 
 
 def show_plan(plan: Plan) -> None:
@@ -66,7 +31,11 @@ def show_plan(plan: Plan) -> None:
         ("after", RIGHT),
         ("why", LEFT),
     )
-    show_table(columns, map(_plan_row, plan.tensors))
+    optional = ["scheme", "shape", "after", "before", "dtype", "why"]
+    left_out = show_table(columns, map(_plan_row, plan.tensors), optional=optional)
+    if "why" in left_out:
+        show_reasons(plan)
+    show_left_out(left_out)
     show_fallbacks(plan)
     print(size_line(plan))
     why = "3 x the largest tensor + 256 MiB"
@@ -87,6 +56,21 @@ def _plan_row(t: TensorPlan) -> tuple[str, ...]:
         size(t.nbytes_after),
         t.reason,
     )
+
+
+def show_reasons(plan: Plan) -> None:
+    """Why tensors are quantized or stay, counted."""
+    for what, chosen in (("quantized", True), ("kept", False)):
+        counts = Counter(t.reason for t in plan.tensors if (t.scheme is not None) == chosen)
+        if counts:
+            reasons = (f"{count} x {escaped(reason)}" for reason, count in counts.most_common())
+            print(f"{what}: {', '.join(reasons)}")
+
+
+def show_left_out(titles: Sequence[str]) -> None:
+    """Which columns the terminal has no room for."""
+    if titles:
+        print(f"no room for: {', '.join(titles)} (a wider terminal, a pipe and --json have all)")
 
 
 def show_fallbacks(plan: Plan, file: Any = None) -> None:
@@ -130,7 +114,8 @@ def show_report(report: Report) -> None:
         f"{report.plan.bits_per_weight:.3f}" if rows else "-",
         f"{report.seconds:.3f}",
     )
-    show_table(columns, rows, total)
+    optional = ["SQNR dB", "scheme", "bits/weight", "shape", "max abs error", "seconds"]
+    show_left_out(show_table(columns, rows, total, optional))
     print(size_line(report.plan))
     for t in report.tensors:
         if t.overflows:
@@ -162,7 +147,9 @@ def show_contents(contents: Contents) -> None:
         )
         for t in contents.tensors
     ]
-    show_table(columns, rows)
+    show_left_out(
+        show_table(columns, rows, optional=["scheme", "shape", "dtype", "size", "bits/weight"])
+    )
     count = f"{len(contents.tensors)} tensors, {len(contents.quantized)} of them quantized"
     print(f"{count}, {size(contents.nbytes)}")
     for key, text in contents.metadata.items():

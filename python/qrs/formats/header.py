@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Final, NoReturn
 
 import ml_dtypes
@@ -17,7 +18,7 @@ import numpy as np
 
 from ..errors import ArgTypeError, FormatError, bad
 from . import strict_json
-from .strict_json import is_int, quote
+from .strict_json import quote
 
 Shape = tuple[int, ...]
 
@@ -144,7 +145,8 @@ def parse_header(
     metadata = _check_metadata(fields.pop("__metadata__", {}), path)
     for name, entry in fields.items():
         fields[name] = _tensor_info(name, entry, data_start, path)
-    tensors = sorted(fields.values(), key=lambda info: (info.start, info.stop))
+    # By start, then by stop: two sorts by integers take half the time of one by pairs.
+    tensors = sorted(sorted(fields.values(), key=attrgetter("stop")), key=attrgetter("start"))
     _check_cover(tensors, data_start, data_size, path)
     return metadata, {info.name: info for info in tensors}
 
@@ -171,16 +173,17 @@ def _parse_json(text: str, path: str) -> dict[str, Any]:
     return fields
 
 
-def _compact(fields: dict[str, Any]) -> Any:
+def _compact(pairs: strict_json.Pairs) -> Any:
     """An entry as a tuple of its values and tuples: less than half the memory of a dictionary and
-    lists, and nothing for the garbage collector to follow. Other objects stay as they are."""
+    lists, and nothing for the garbage collector to follow. Other objects are dictionaries."""
+    fields = strict_json.unique(pairs)
     if fields.keys() != _FIELDS:
         return fields
     shape, offsets = fields["shape"], fields["data_offsets"]
     return (
         fields["dtype"],
-        tuple(shape) if isinstance(shape, list) else shape,
-        tuple(offsets) if isinstance(offsets, list) else offsets,
+        tuple(shape) if type(shape) is list else shape,
+        tuple(offsets) if type(offsets) is list else offsets,
     )
 
 
@@ -207,7 +210,7 @@ def _check_metadata(metadata: Any, path: str) -> dict[str, str]:
 def _is_text(text: str) -> bool:
     """Whether `text` can be written as UTF-8; JSON can escape halves of surrogate pairs."""
     try:
-        text.encode()
+        text.isascii() or text.encode()
     except UnicodeEncodeError:
         return False
     return True
@@ -244,7 +247,7 @@ def _are_sizes(values: Any) -> bool:
     if not isinstance(values, tuple):
         return False
     for n in values:  # noqa: SIM110  three times as fast as all(), for a million short shapes
-        if not is_int(n) or not 0 <= n < _SIZE_LIMIT:
+        if type(n) is not int or not 0 <= n < _SIZE_LIMIT:  # as is_int, without the call
             return False
     return True
 
@@ -256,14 +259,15 @@ def _listed(values: Any) -> str:
 
 def _check_cover(tensors: list[TensorInfo], data_start: int, data_size: int, path: str) -> None:
     """Every byte of the data belongs to exactly one tensor."""
-    position, before = data_start, "the header"
-    for info in tensors:
+    position = data_start
+    for number, info in enumerate(tensors):
         if info.start != position:
+            before = f"tensor {quote(tensors[number - 1].name)}" if number else "the header"
             what = "a gap after" if info.start > position else "overlaps"
             begin, end = info.start - data_start, info.stop - data_start
             problem = f"data_offsets: [{begin}, {end}]: {what} {before}"
             _fail(path, problem, info.name, field="data_offsets", offset=info.start)
-        position, before = info.stop, f"tensor {quote(info.name)}"
+        position = info.stop
     if position != data_start + data_size:
         last = tensors[-1].name if tensors else None
         problem = f"data_offsets: end at {position - data_start}, the file holds {data_size} bytes"

@@ -11,6 +11,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+Pairs = list[tuple[str, Any]]
+"""Keys and values of an object, as the file has them."""
+
 
 class DuplicateKeyError(ValueError):
     """A key that occurs twice in one object."""
@@ -39,8 +42,22 @@ def quote(name: object, limit: int = 100) -> str:
     return f"{text[:head]}...{text[len(text) - (limit - 3 - head) :]}"
 
 
-def loads(text: str, convert: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """Parse a JSON document; every fault is a ValueError. `convert` replaces each object.
+def unique(pairs: Pairs) -> dict[str, Any]:
+    """The object of these pairs. Raises DuplicateKeyError."""
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise DuplicateKeyError(key)
+            seen.add(key)
+    return fields
+
+
+def loads(text: str, convert: Callable[[Pairs], Any] = unique) -> Any:
+    """Parse a JSON document; every fault is a ValueError.
+
+    `convert` makes an object of its keys and values, and has to refuse keys that occur twice.
 
     >>> loads('{"a": [1, true, null]}')
     {'a': [1, True, None]}
@@ -49,13 +66,8 @@ def loads(text: str, convert: Callable[[dict[str, Any]], Any] | None = None) -> 
     ...
     qrs.formats.strict_json.DuplicateKeyError: key 'a' occurs twice in one object
     """
-
-    def take(pairs: list[tuple[str, Any]]) -> Any:
-        fields = _unique(pairs)
-        return fields if convert is None else convert(fields)
-
     decoder = json.JSONDecoder(
-        object_pairs_hook=take,
+        object_pairs_hook=convert,
         parse_constant=_no_constant,
         parse_int=_int if "-0" in text else None,
     )
@@ -68,17 +80,6 @@ def loads(text: str, convert: Callable[[dict[str, Any]], Any] | None = None) -> 
 def is_int(value: object) -> bool:
     """Whether `value` is a JSON integer: True and 1.0 are not."""
     return type(value) is int
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise DuplicateKeyError(key)
-            seen.add(key)
-    return fields
 
 
 def _no_constant(name: str) -> Any:

@@ -132,6 +132,9 @@ class Float(Scheme, family="float"):
             accepted = ", ".join(SCALE_DTYPES)
             expected = f"one of: {accepted}, e8m0, or a Float of 8 bits and one float32 scale"
             raise bad("scale_dtype", f"got {dtype!r}", dtype, expected)
+        if nests and isinstance(self.granularity, PerTensor):
+            found = f"got {dtype!r} for the one scale of a tensor"
+            raise bad("scale_dtype", found, dtype, "axis= or group_size= beside it")
 
     @property
     def bits(self) -> int:
@@ -276,7 +279,8 @@ class Float(Scheme, family="float"):
         parts: dict[str, Any] = {"packed": packed}
         scale = qt.parts.get("scale")
         if isinstance(scale, QTensor):
-            parts["scale"] = scale.scheme.select(scale, index)
+            of_rows = self.granularity.is_rowwise(len(qt.shape))
+            parts["scale"] = scale.scheme.select(scale, index) if of_rows else scale
         elif scale is not None:
             parts["scale"] = self.granularity.select(scale, index, len(qt.shape))
         return QTensor(self, (packed.shape[0], *qt.shape[1:]), qt.dtype, parts)

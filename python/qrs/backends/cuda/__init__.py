@@ -1,7 +1,7 @@
 """The CUDA kernels: the numeric contract in `.cuh` files, and one `.cu` file for each family.
 
-Nothing is included by the files: what NVRTC compiles is the text of the `.cuh` files followed by that
-of one family, put together here.
+Nothing is included by the files: what NVRTC compiles is the text of the `.cuh` files followed by
+that of one family, put together here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-// Linear quantization: codes of values, and values of codes. Kernels that take any array go through it
-// octet by octet, and value by value where an octet is short, spans groups or is not aligned; those
-// for whole groups at aligned addresses, quantize_affine_packed and dequantize_affine_packed, touch
-// memory once. Which one runs, the host decides. There are no axes here.
+// Linear quantization: codes of values, and values of codes. Kernels that take any array go through
+// it octet by octet, and value by value where an octet is short, spans groups or is not aligned;
+// those for whole groups at aligned addresses, quantize_affine_packed and dequantize_affine_packed,
+// touch memory once. Which one runs, the host decides. There are no axes here.
 
 // Values of one group to codes. Clamping x to [low, high] * scale is clamping the quotient: a bound
 // of x divided by the scale again rounds to the integer that it came from, and what is within the
@@ -39,9 +39,7 @@ struct Packer {
         offset = is_signed ? 1u << (bits - 1) : 0;
         correction = u32(zero_point) + offset - kRounderBits;
     }
-    DEVICE u64 place(u32 raw, int k) const {
-        return u64((raw + correction) ^ offset) << bits * k;
-    }
+    DEVICE u64 place(u32 raw, int k) const { return u64((raw + correction) ^ offset) << bits * k; }
     // All eight. There are no carries between codes, so that 4 and 8 bits are corrected at once.
     DEVICE u64 pack(const u32* raw) const {
         if (bits == 4) return word<4>(raw);
@@ -66,8 +64,8 @@ struct Decoder {
     float scale, bias;
     u32 offset, zero;
 
-    // A code plus `offset`, which flipping the sign bit adds, is an unsigned integer. Below 2^23 such
-    // an integer is the fraction of 2^23 + integer.
+    // A code plus `offset`, which flipping the sign bit adds, is an unsigned integer. Below 2^23
+    // such an integer is the fraction of 2^23 + integer.
     DEVICE Decoder(float scale, int zero_point, bool is_signed, int bits) : scale(scale) {
         offset = is_signed ? 1u << (bits - 1) : 0;
         zero = 0x4b000000u + offset;
@@ -93,7 +91,7 @@ struct Decoder {
     }
 };
 
-// ---- Any array, scales known ------------------------------------------------------------------------
+// ---- Any array, scales known --------------------------------------------------------------------
 
 DEVICE int zero_point_of(const i32* zero_point, i64 group, bool symmetric) {
     return symmetric ? 0 : zero_point[group];
@@ -129,7 +127,8 @@ __global__ void quantize_affine(const typename T::Bits* x, i64 rows, i64 cols, i
                 const int z = zero_point_of(zero_point, place.group, symmetric);
                 const float value = T::widen(values[k]);
                 finite = finite && is_finite(value);
-                const u32 raw = Encoder<true>::of_any_sign(scale[place.group], z, qmin, qmax).raw(value);
+                const u32 raw =
+                    Encoder<true>::of_any_sign(scale[place.group], z, qmin, qmax).raw(value);
                 packed |= Packer(bits, qmin < 0, z).place(raw, k);
             }
         }
@@ -199,7 +198,8 @@ __global__ void fake_quantize_affine(const typename T::Bits* x, i64 rows, i64 co
                 const int z = zero_point_of(zero_point, place.group, symmetric);
                 const float value = T::widen(values[k]), step = scale[place.group];
                 finite = finite && is_finite(value);
-                const float q = rounded(Encoder<true>::of_any_sign(step, z, qmin, qmax).quotient(value));
+                const float q =
+                    rounded(Encoder<true>::of_any_sign(step, z, qmin, qmax).quotient(value));
                 results[k] = T::narrow(__fmul_rn(q, step));
             }
         }
@@ -207,11 +207,11 @@ __global__ void fake_quantize_affine(const typename T::Bits* x, i64 rows, i64 co
     if (!finite) report(faults, kNonfinite);
 }
 
-// ---- Whole groups, scales chosen here ---------------------------------------------------------------
+// ---- Whole groups, scales chosen here -----------------------------------------------------------
 
-// The range of a block whose warps have reduced their own. Neither end is negative once lo is negated,
-// so that integer maxima will do. Four turns in a row have slots of their own; one is cleared two
-// turns after it was read, and two before it is written to again: one barrier a turn.
+// The range of a block whose warps have reduced their own. Neither end is negative once lo is
+// negated, so that integer maxima will do. Four turns in a row have slots of their own; one is
+// cleared two turns after it was read, and two before it is written to again: one barrier a turn.
 struct BlockRange {
     u32 slot[4][2];
 
@@ -236,14 +236,14 @@ struct BlockRange {
 
 constexpr int kOctets = 4;
 
-// A team of `lanes` threads keeps one group in registers, kOctets a thread, those of one index side by
-// side. `lanes` is a power of two up to 32, or the whole block. BITS is 4 or 8.
+// A team of `lanes` threads keeps one group in registers, kOctets a thread, those of one index side
+// by side. `lanes` is a power of two up to 32, or the whole block. BITS is 4 or 8.
 // values per thread and turn: 32
 template <class T, int BITS, bool ABSMAX>
 __global__ void __launch_bounds__(512)
-quantize_affine_packed(const typename T::Bits* x, i64 groups, i32 octets, i32 lanes, i32 qmin, i32 qmax,
-                       i32 symmetric, i32 scale_dtype, u8* packed, float* scale, i32* zero_point,
-                       u64* faults) {
+    quantize_affine_packed(const typename T::Bits* x, i64 groups, i32 octets, i32 lanes, i32 qmin,
+                           i32 qmax, i32 symmetric, i32 scale_dtype, u8* packed, float* scale,
+                           i32* zero_point, u64* faults) {
     const u32 teams = blockDim.x / lanes, team = threadIdx.x / lanes, lane = threadIdx.x % lanes;
     const i64 apart = 8 * i64(lanes), turn = i64(gridDim.x) * teams;
     i64 group = i64(blockIdx.x) * teams + team;
@@ -301,10 +301,11 @@ quantize_affine_packed(const typename T::Bits* x, i64 groups, i32 octets, i32 la
     if (!is_finite(worst)) report(faults, kNonfinite);
 }
 
-// ---- Whole groups to values -------------------------------------------------------------------------
+// ---- Whole groups to values ---------------------------------------------------------------------
 
-// n / divisor for n below 2^31, where the host has made `magic` = ceil(2^(31 + shift) / divisor) with
-// 2^shift >= divisor (Granlund and Montgomery, "Division by invariant integers using multiplication").
+// n / divisor for n below 2^31, where the host has made `magic` = ceil(2^(31 + shift) / divisor)
+// with 2^shift >= divisor (Granlund and Montgomery, "Division by invariant integers using
+// multiplication").
 struct FastDivisor {
     u32 magic, shift;
     DEVICE u32 divide(u32 n) const { return __umulhi(2 * n, magic) >> shift; }
@@ -344,7 +345,8 @@ __global__ void dequantize_affine_packed(const u8* packed, u32 octets, u32 magic
             const Decoder decoder(group_scale[i], z[i], is_signed, BITS);
             float x[8];
 #pragma unroll
-            for (int k = 0; k < 8; k += per_word) decoder.decode_word<BITS>(word[i][k / per_word], x + k);
+            for (int k = 0; k < 8; k += per_word)
+                decoder.decode_word<BITS>(word[i][k / per_word], x + k);
             if (i == 0 || octet < octets) Octet<T>::narrow(x).store(out + i64(octet) * 8);
         }
     }

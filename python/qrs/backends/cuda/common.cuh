@@ -7,8 +7,8 @@
 //    Decode is x_hat = (q - zero_point) * scale.
 // 3. Symmetric: scale = max(hi / qmax, lo / qmin), zero_point = 0. Asymmetric: the range is widened
 //    to hold 0, scale = (hi - lo) / (qmax - qmin), or hi / n - lo / n where hi - lo overflows, and
-//    zero_point = clip(rne(qmin - lo / scale), qmin, qmax). A range whose extreme codes would decode
-//    to infinity is a fault.
+//    zero_point = clip(rne(qmin - lo / scale), qmin, qmax). A range whose extreme codes would
+//    decode to infinity is a fault.
 // 4. A scale that comes out as zero becomes 1. Subnormals are kept.
 // 5. NaN and infinities are a fault.
 // 6. Float32 sums have a fixed order of lanes; no kernel here has one.
@@ -19,8 +19,8 @@
 //    input, and infinities where the format has them.
 // 10. MX scales are 2^(floor(log2 absmax) - max_exponent), at least 2^-127.
 //
-// Nothing is included: NVRTC has the built-in functions, and half precision is inline PTX (sm_80 and
-// later) with a twin in plain C++ beside it, for compilers that target no GPU. Where a rounding
+// Nothing is included: NVRTC has the built-in functions, and half precision is inline PTX (sm_80
+// and later) with a twin in plain C++ beside it, for compilers that target no GPU. Where a rounding
 // matters it is spelled: __fmul_rn and the like are never fused. All indices have 64 bits.
 
 using i8 = signed char;
@@ -39,20 +39,20 @@ DEVICE u32 bits_of(float x) { return __float_as_uint(x); }
 DEVICE float float_of(u32 bits) { return __uint_as_float(bits); }
 DEVICE bool is_finite(float x) { return fabsf(x) <= 0x1.fffffep127f; }
 
-// ---- Minima and maxima that keep NaN, and magnitudes, of one float32 or two halves ------------------
+// ---- Minima and maxima that keep NaN, and magnitudes, of one float32 or two halves --------------
 
 #ifdef __CUDA_ARCH__
-#define NAN_KEEPING(NAME, INSTRUCTION, TYPE, C)                                     \
-    DEVICE TYPE NAME(TYPE a, TYPE b) {                                              \
-        TYPE result;                                                                \
-        asm(INSTRUCTION " %0, %1, %2;" : "=" C(result) : C(a), C(b));               \
-        return result;                                                              \
+#define NAN_KEEPING(NAME, INSTRUCTION, TYPE, C)                       \
+    DEVICE TYPE NAME(TYPE a, TYPE b) {                                \
+        TYPE result;                                                  \
+        asm(INSTRUCTION " %0, %1, %2;" : "=" C(result) : C(a), C(b)); \
+        return result;                                                \
     }
-#define MAGNITUDES(NAME, INSTRUCTION)                                               \
-    DEVICE u32 NAME(u32 x) {                                                        \
-        u32 result;                                                                 \
-        asm(INSTRUCTION " %0, %1;" : "=r"(result) : "r"(x));                        \
-        return result;                                                              \
+#define MAGNITUDES(NAME, INSTRUCTION)                        \
+    DEVICE u32 NAME(u32 x) {                                 \
+        u32 result;                                          \
+        asm(INSTRUCTION " %0, %1;" : "=r"(result) : "r"(x)); \
+        return result;                                       \
     }
 NAN_KEEPING(min_nan, "min.NaN.f32", float, "f")
 NAN_KEEPING(max_nan, "max.NaN.f32", float, "f")
@@ -67,7 +67,7 @@ DEVICE float min_nan(float a, float b) { return a != a ? a : b != b ? b : a < b 
 DEVICE float max_nan(float a, float b) { return a != a ? a : b != b ? b : a > b ? a : b; }
 #endif
 
-// ---- The three dtypes of arrays ---------------------------------------------------------------------
+// ---- The three dtypes of arrays -----------------------------------------------------------------
 
 // Elements are `Bits` in memory. An octet is eight of them, in 32-bit words. `extreme_exponents` is
 // false where no finite value but zero is near the ends of float32's exponents.
@@ -120,8 +120,12 @@ struct Halves {
         const bool take_first = x != x || !(y != y || (largest ? y > x : y < x));
         return take_first ? first : second;
     }
-    static u32 smaller(u32 a, u32 b) { return pick(a, b, 0, false) | u32(pick(a, b, 16, false)) << 16; }
-    static u32 larger(u32 a, u32 b) { return pick(a, b, 0, true) | u32(pick(a, b, 16, true)) << 16; }
+    static u32 smaller(u32 a, u32 b) {
+        return pick(a, b, 0, false) | u32(pick(a, b, 16, false)) << 16;
+    }
+    static u32 larger(u32 a, u32 b) {
+        return pick(a, b, 0, true) | u32(pick(a, b, 16, true)) << 16;
+    }
     static u32 magnitude(u32 word) { return word & 0x7fff7fffu; }
     static u32 narrow_pair(float a, float b) { return H::narrow(a) | u32(H::narrow(b)) << 16; }
 #endif
@@ -154,7 +158,8 @@ struct f16 : Halves<f16> {
     static float widen(u16 x) {
         const u32 magnitude = u32(x & 0x7fff) << 13, sign = u32(x & 0x8000) << 16;
         // 2^-14 as an exponent makes a subnormal significand the fraction of a normal number.
-        const u32 small = bits_of(__fsub_rn(float_of(magnitude + (113u << 23)), float_of(113u << 23)));
+        const u32 small =
+            bits_of(__fsub_rn(float_of(magnitude + (113u << 23)), float_of(113u << 23)));
         if (magnitude >= 31u << 23) return float_of(sign | (magnitude + (224u << 23)));
         return float_of(sign | (magnitude < 1u << 23 ? small : magnitude + (112u << 23)));
     }
@@ -163,7 +168,8 @@ struct f16 : Halves<f16> {
         const u16 sign = u16(bits >> 16 & 0x8000);
         if (magnitude > 0x7f800000u) return sign | 0x7e00;
         if (magnitude >= 143u << 23) return sign | 0x7c00;
-        if (magnitude >= 113u << 23) return sign | u16((magnitude - (112u << 23) + 0xfff + odd) >> 13);
+        if (magnitude >= 113u << 23)
+            return sign | u16((magnitude - (112u << 23) + 0xfff + odd) >> 13);
         return sign | u16(bits_of(__fadd_rn(float_of(magnitude), 0.5f)) - 0x3f000000u);
     }
 #endif
@@ -189,9 +195,11 @@ struct bf16 : Halves<bf16> {
 #endif
 };
 
-// ---- Octets in memory -------------------------------------------------------------------------------
+// ---- Octets in memory ---------------------------------------------------------------------------
 
-DEVICE bool is_aligned(const void* p, u64 bytes) { return (reinterpret_cast<u64>(p) & (bytes - 1)) == 0; }
+DEVICE bool is_aligned(const void* p, u64 bytes) {
+    return (reinterpret_cast<u64>(p) & (bytes - 1)) == 0;
+}
 
 template <class T>
 struct Octet {
@@ -255,7 +263,7 @@ DEVICE u64 load_bytes(const u8* p, int bytes) {
     return word;
 }
 
-// ---- Where an octet lies ----------------------------------------------------------------------------
+// ---- Where an octet lies ------------------------------------------------------------------------
 
 // a / b for numbers that are not negative. Most fit 32 bits, where a division takes a fraction.
 DEVICE i64 quotient(i64 a, i64 b) {
@@ -263,20 +271,21 @@ DEVICE i64 quotient(i64 a, i64 b) {
     return a / b;
 }
 
-// An array (rows, cols) cut into groups, and its rows into octets, eight values each; the last group
-// and the last octet of a row may be shorter.
+// An array (rows, cols) cut into groups, and its rows into octets, eight values each; the last
+// group and the last octet of a row may be shorter.
 struct Shape {
     i64 rows, cols, group_size, groups, octets;
 
-    DEVICE Shape(i64 rows, i64 cols, i64 group_size) : rows(rows), cols(cols), group_size(group_size) {
+    DEVICE Shape(i64 rows, i64 cols, i64 group_size)
+        : rows(rows), cols(cols), group_size(group_size) {
         groups = quotient(cols + group_size - 1, group_size);
         octets = (cols + 7) / 8;
     }
     DEVICE i64 units() const { return rows * octets; }
 };
 
-// Where octet number `unit` lies: it has `count` values, from (row, col) on, the first `left` of them
-// in `group`, which counts along all rows.
+// Where octet number `unit` lies: it has `count` values, from (row, col) on, the first `left` of
+// them in `group`, which counts along all rows.
 struct Place {
     i64 row, col, group, left;
     int count;
@@ -302,10 +311,10 @@ struct Place {
 DEVICE i64 first_unit() { return i64(blockIdx.x) * blockDim.x + threadIdx.x; }
 DEVICE i64 stride() { return i64(gridDim.x) * blockDim.x; }
 
-// ---- Faults -----------------------------------------------------------------------------------------
+// ---- Faults -------------------------------------------------------------------------------------
 
-// Words that start as zero. A group at fault is written as the complement of 2 * group + reason: the
-// greatest such number is the lowest group, and there an overflowing scale goes first.
+// Words that start as zero. A group at fault is written as the complement of 2 * group + reason:
+// the greatest such number is the lowest group, and there an overflowing scale goes first.
 enum FaultWord { kNonfinite, kGroup, kNan };
 enum Reason : u32 { kNone, kScaleOverflow, kDecodeOverflow };
 

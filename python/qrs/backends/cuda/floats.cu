@@ -1,7 +1,7 @@
-// Conversions between number formats, with and without scales. Codes are integers of the format's size;
-// those of e2m1 may be packed, two to a byte. encode_float and decode_float are these kernels too,
-// without scales. Rows go octet by octet, and value by value where an octet is short, spans groups or
-// is not aligned.
+// Conversions between number formats, with and without scales. Codes are integers of the format's
+// size; those of e2m1 may be packed, two to a byte. encode_float and decode_float are these kernels
+// too, without scales. Rows go octet by octet, and value by value where an octet is short, spans
+// groups or is not aligned.
 
 // The bits of a float32: as `T::value`, but a GPU's conversion would lose the sign of NaN.
 template <class T>
@@ -54,7 +54,8 @@ struct Codes {
         for (int i = 0; i < words; i++) {
             word[i] = 0;
 #pragma unroll
-            for (int k = 0; k < 32 / bits; k++) word[i] |= code[i * (32 / bits) + k] << bits % 32 * k;
+            for (int k = 0; k < 32 / bits; k++)
+                word[i] |= code[i * (32 / bits) + k] << bits % 32 * k;
         }
     }
     static DEVICE u32 unpack(const u32* word, int k) {
@@ -87,8 +88,10 @@ struct Codes {
     }
     // One code; with PACKED only those of even `k` store, and take the next one along.
     static DEVICE void store_one(u8* row, i64 k, u32 code) {
-        if (PACKED) row[k / 2] = u8(code);
-        else reinterpret_cast<Code*>(row)[k] = Code(code);
+        if (PACKED)
+            row[k / 2] = u8(code);
+        else
+            reinterpret_cast<Code*>(row)[k] = Code(code);
     }
     static DEVICE u32 load_one(const u8* row, i64 k) {
         if (PACKED) return row[k / 2] >> 4 * (k & 1) & 0xf;

@@ -1,8 +1,9 @@
 """The kernels as methods: arrays in, arrays out, and which kernel takes which array.
 
-Those for whole aligned groups touch memory once; the others take anything. What they found wrong they
-write to `faults`, which nobody reads here. `x` has rows and columns in C order, as everywhere in
-`qrs.backends.reference`, and so have outputs, which the caller allocates where it may be given one.
+Those for whole aligned groups touch memory once; the others take anything. What they found wrong
+they write to `faults`, which nobody reads here. `x` has rows and columns in C order, as everywhere
+in `qrs.backends.reference`, and so have outputs, which the caller allocates where it may be given
+one.
 """
 
 from __future__ import annotations
@@ -71,10 +72,12 @@ class Kernels(Launcher):
         f, s = FORMATS[format], FORMATS[scale_format]
         absmax, top = self.xp.zeros((1, 1), np.float32), self.xp.empty((1, 1), np.float32)
         codes = self.xp.empty(lo.shape, s.code_dtype)
+        with np.errstate(over="ignore"):
+            top_reach = np.float32(f.largest * s.largest)
         self.launch("absmax_of_all", (), lo.size, lo, hi, lo.size, absmax)
         self.launch(
             "choose_scale_float_nested", (s.name,), max(lo.size, 1),
-            lo, hi, lo.size, np.float32(f.largest), np.float32(f.largest * s.largest), absmax,
+            lo, hi, lo.size, np.float32(f.largest), top_reach, absmax,
             codes, top, faults.words,
         )  # fmt: skip
         return codes, top
@@ -174,8 +177,8 @@ class Kernels(Launcher):
     ) -> None:  # fmt: skip
         self.launch(
             "quantize_float", (_element(x.dtype), format, packed), _octets(x.shape),
-            x, *x.shape, per_row(x.shape[1], group_size)[0], x if scale is None else scale,
-            conversion, out, faults.words,
+            x, *x.shape, _scaled_group(x.shape[1], group_size, scale),
+            x if scale is None else scale, conversion, out, faults.words,
         )  # fmt: skip
 
     def dequantize_float(
@@ -184,7 +187,7 @@ class Kernels(Launcher):
     ) -> None:  # fmt: skip
         self.launch(
             "dequantize_float", (_element(out.dtype), format, packed), _octets(out.shape),
-            codes, *out.shape, per_row(out.shape[1], group_size)[0],
+            codes, *out.shape, _scaled_group(out.shape[1], group_size, scale),
             out if scale is None else scale, np.int32(scale is not None), out,
         )  # fmt: skip
 
@@ -193,6 +196,11 @@ def per_row(cols: int, group_size: int) -> tuple[int, int]:
     """The group size, no more than a row, and how many groups a row has."""
     group_size = min(group_size, max(cols, 1))
     return group_size, -(-cols // group_size)
+
+
+def _scaled_group(cols: int, group_size: int, scale: Array | None) -> int:
+    """The group size where there are scales; else a whole row, which octets do not have to cut."""
+    return max(cols, 1) if scale is None else per_row(cols, group_size)[0]
 
 
 def _element(dtype: np.dtype[Any]) -> str:

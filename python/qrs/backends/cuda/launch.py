@@ -1,7 +1,7 @@
-"""From an operation to launches: which kernels there are, on which device they run, what they found.
+"""From an operation to launches: which kernels there are, where they run, and what they found.
 
-Kernels run on CuPy's current stream, and nothing waits for them but `Faults.check`, which reads three
-words. Nothing here imports cupy: `xp` is it, or a stand-in for it.
+Kernels run on CuPy's current stream, and nothing waits for them but `Faults.check`, which reads
+three words. Nothing here imports cupy: `xp` is it, or a stand-in for it.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ KERNELS: Final[dict[str, tuple[str, ...]]] = {
 """Every instance that can be asked for, by the file it is in."""
 
 _FAMILY = {name: family for family, names in KERNELS.items() for name in names}
+_LEAST_CAPABILITY = 80  # maxima that keep NaN, and halves of bfloat16
 _THREADS = 256
 _BLOCKS_PER_PROCESSOR = 16
 NONFINITE, GROUP, NAN = range(3)  # enum FaultWord in common.cuh
@@ -77,9 +78,12 @@ def cubins(xp: Any) -> Load:
     def load(family: str, names: tuple[str, ...]) -> Any:
         from ..cubin_cache import cached_cubin
 
-        arch = f"sm_{xp.cuda.Device().compute_capability}"
+        capability = xp.cuda.Device().compute_capability  # "90" for 9.0
+        if int(capability) < _LEAST_CAPABILITY:
+            found = f"the GPU has compute capability {capability[:-1]}.{capability[-1]}"
+            raise DeviceError(f"{found}, the kernels need 8.0 or later", expected="8.0 or later")
         major = xp.cuda.runtime.runtimeGetVersion() // 1000
-        path, lowered = cached_cubin(source(family), names, arch, major=major)
+        path, lowered = cached_cubin(source(family), names, f"sm_{capability}", major=major)
         return _Lowered(xp.RawModule(path=path), lowered)
 
     return load
@@ -147,9 +151,9 @@ class Faults:
         self.words = xp.zeros(3, np.uint64)
 
     def check(self) -> None:
-        """Wait for the stream, and raise the fault that comes first by `Fault::or` of rust/error.rs.
+        """Wait for the stream, and raise the fault that comes first.
 
-        That is NaN or an infinity anywhere, then the lowest group.
+        That is NaN or an infinity anywhere, then the lowest group: `Fault::or` of rust/error.rs.
         """
         words = self.words.get()
         if words[NONFINITE]:

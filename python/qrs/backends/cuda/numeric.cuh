@@ -1,7 +1,7 @@
 // The formulas of the contract that opens common.cuh: ranges, division, parameters, number formats.
 // Each is here once. There is nothing here of arrays, and of memory.
 
-// ---- Ranges -----------------------------------------------------------------------------------------
+// ---- Ranges -------------------------------------------------------------------------------------
 
 struct Range {
     float lo = 0, hi = 0;
@@ -31,8 +31,8 @@ struct Extremes {
             if (!ABSMAX) low = T::smaller(low, octet.word[i]);
         }
     }
-    // Over `lanes` lanes, a power of two, or a whole warp. Two halves become the greatest and minus the
-    // least, which both want a maximum.
+    // Over `lanes` lanes, a power of two, or a whole warp. Two halves become the greatest and minus
+    // the least, which both want a maximum.
     DEVICE void reduce(int lanes) {
         if (!ABSMAX && T::words == 4) high = T::ends(high, low), low = 0;
         if (lanes > 32) lanes = 32;
@@ -47,7 +47,8 @@ struct Extremes {
     DEVICE Range range() const {
         Range range;
         if (ABSMAX) {
-            range.hi = T::words == 8 ? float_of(high) : max_nan(T::value(high & 0xffff), T::value(high >> 16));
+            range.hi = T::words == 8 ? float_of(high)
+                                     : max_nan(T::value(high & 0xffff), T::value(high >> 16));
             range.lo = -range.hi;
         } else {
             range.hi = T::words == 8 ? float_of(high) : T::value(high & 0xffff);
@@ -57,7 +58,7 @@ struct Extremes {
     }
 };
 
-// ---- Division ---------------------------------------------------------------------------------------
+// ---- Division -----------------------------------------------------------------------------------
 
 // x / scale, with the bits of the division, for quotients from 2^-18 up to 2^22; smaller ones come
 // out smaller than that too. Markstein's steps: q = x * inv, and one correction by the remainder.
@@ -85,7 +86,7 @@ struct Divisor {
     }
 };
 
-// ---- Affine codes -----------------------------------------------------------------------------------
+// ---- Affine codes -------------------------------------------------------------------------------
 
 // 1.5 * 2^23. A float of this size has no fraction bits left, so adding it rounds to the nearest
 // integer, ties to even, and leaves that integer in the low bits.
@@ -133,7 +134,8 @@ DEVICE Chosen choose_params(Range range, int qmin, int qmax, bool symmetric, int
     if (!ABSMAX && !symmetric) {
         const Divisor<T::extreme_exponents> divisor(chosen.scale);
         const float v = __fsub_rn(low, divisor.divide(divisor.moved(range.lo)));
-        chosen.zero_point = int(bits_of(__fadd_rn(fminf(fmaxf(v, low), high), kRounder)) - kRounderBits);
+        chosen.zero_point =
+            int(bits_of(__fadd_rn(fminf(fmaxf(v, low), high), kRounder)) - kRounderBits);
     }
     chosen.fault = kNone;
     if (T::extreme_exponents) {
@@ -145,11 +147,12 @@ DEVICE Chosen choose_params(Range range, int qmin, int qmax, bool symmetric, int
     return chosen;
 }
 
-// ---- Number formats ---------------------------------------------------------------------------------
+// ---- Number formats -----------------------------------------------------------------------------
 
-// Codes are sign, exponent and mantissa, as in qrs/float_formats.py; INFINITE and NO_NUMBER are codes, 0
-// where the format has none.
-template <class CODE, int EXPONENT_BITS, int MANTISSA_BITS, u32 MAX_CODE, u32 INFINITE, u32 NO_NUMBER>
+// Codes are sign, exponent and mantissa, as in qrs/float_formats.py; INFINITE and NO_NUMBER are
+// codes, 0 where the format has none.
+template <class CODE, int EXPONENT_BITS, int MANTISSA_BITS, u32 MAX_CODE, u32 INFINITE,
+          u32 NO_NUMBER>
 struct Format {
     using Code = CODE;
     static constexpr int bits = 1 + EXPONENT_BITS + MANTISSA_BITS;
@@ -197,10 +200,17 @@ struct Format {
 struct e5m2 {};
 struct e4m3 {};
 struct e2m1 {};
-template <class F> struct FormatOf;
-template <> struct FormatOf<f32> : Format<u32, 8, 23, 0x7f7fffff, 0x7f800000, 0x7fc00000> {};
-template <> struct FormatOf<f16> : Format<u16, 5, 10, 0x7bff, 0x7c00, 0x7e00> {};
-template <> struct FormatOf<bf16> : Format<u16, 8, 7, 0x7f7f, 0x7f80, 0x7fc0> {};
-template <> struct FormatOf<e5m2> : Format<u8, 5, 2, 0x7b, 0x7c, 0x7e> {};
-template <> struct FormatOf<e4m3> : Format<u8, 4, 3, 0x7e, 0, 0x7f> {};
-template <> struct FormatOf<e2m1> : Format<u8, 2, 1, 0x7, 0, 0> {};
+template <class F>
+struct FormatOf;
+template <>
+struct FormatOf<f32> : Format<u32, 8, 23, 0x7f7fffff, 0x7f800000, 0x7fc00000> {};
+template <>
+struct FormatOf<f16> : Format<u16, 5, 10, 0x7bff, 0x7c00, 0x7e00> {};
+template <>
+struct FormatOf<bf16> : Format<u16, 8, 7, 0x7f7f, 0x7f80, 0x7fc0> {};
+template <>
+struct FormatOf<e5m2> : Format<u8, 5, 2, 0x7b, 0x7c, 0x7e> {};
+template <>
+struct FormatOf<e4m3> : Format<u8, 4, 3, 0x7e, 0, 0x7f> {};
+template <>
+struct FormatOf<e2m1> : Format<u8, 2, 1, 0x7, 0, 0> {};

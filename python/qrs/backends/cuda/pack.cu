@@ -18,7 +18,8 @@ __global__ void pack_bits(const u8* codes, i64 rows, i64 cols, i32 bits, u8* pac
 }
 
 // values per thread and turn: 8
-__global__ void unpack_bits(const u8* packed, i64 rows, i64 cols, i32 bits, i32 is_signed, u8* codes) {
+__global__ void unpack_bits(const u8* packed, i64 rows, i64 cols, i32 bits, i32 is_signed,
+                            u8* codes) {
     const Shape shape(rows, cols, 8);
     const u32 mask = (1u << bits) - 1, sign = is_signed ? 1u << (bits - 1) : 0;
     const i64 row_bytes = (cols * bits + 7) / 8;

@@ -1,9 +1,9 @@
 // From ranges to scales and zero points.
 
 // values per thread and turn: 1
-__global__ void choose_qparams_affine(const float* lo, const float* hi, i64 groups, i32 qmin, i32 qmax,
-                                      i32 symmetric, i32 scale_dtype, float* scale, i32* zero_point,
-                                      u64* faults) {
+__global__ void choose_qparams_affine(const float* lo, const float* hi, i64 groups, i32 qmin,
+                                      i32 qmax, i32 symmetric, i32 scale_dtype, float* scale,
+                                      i32* zero_point, u64* faults) {
     for (i64 group = first_unit(); group < groups; group += stride()) {
         Range range;
         range.lo = lo[group], range.hi = hi[group];
@@ -50,9 +50,10 @@ __global__ void absmax_of_all(const float* lo, const float* hi, i64 groups, u32*
 // `top_reach` is `largest` times the largest number of the format F that scales have.
 // values per thread and turn: 1
 template <class F>
-__global__ void choose_scale_float_nested(const float* lo, const float* hi, i64 groups, float largest,
-                                          float top_reach, const float* absmax,
-                                          typename FormatOf<F>::Code* codes, float* top, u64* faults) {
+__global__ void choose_scale_float_nested(const float* lo, const float* hi, i64 groups,
+                                          float largest, float top_reach, const float* absmax,
+                                          typename FormatOf<F>::Code* codes, float* top,
+                                          u64* faults) {
     using Scale = FormatOf<F>;
     float step = __fdiv_rn(*absmax, top_reach);
     if (step == 0.0f) step = 1.0f;

@@ -25,8 +25,8 @@ DEVICE Range range_of(const typename T::Bits* values, i64 from, i64 to, int lane
 // `lanes`, a power of two up to 32, are a team, and have one chunk of a group.
 // values per thread and turn: 8
 template <class T>
-__global__ void group_range(const typename T::Bits* x, i64 rows, i64 cols, i64 group_size, i32 lanes,
-                            u32* lo, u32* hi, u64* faults) {
+__global__ void group_range(const typename T::Bits* x, i64 rows, i64 cols, i64 group_size,
+                            i32 lanes, u32* lo, u32* hi, u64* faults) {
     const Shape shape(rows, cols, group_size);
     const i64 chunks = (group_size + kChunk - 1) / kChunk, units = rows * shape.groups * chunks;
     const int teams = blockDim.x / lanes, team = threadIdx.x / lanes, lane = threadIdx.x % lanes;
