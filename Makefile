@@ -92,7 +92,7 @@ test-gpu: $(VENV)/.test ## The kernels on a GPU; needs CuPy: pip install 'qrs-qu
 	@$(BIN)/python -m pytest -m gpu
 
 .PHONY: test-slow
-test-slow: $(VENV)/.test ## Every finite float32 through int8 at every SIMD level (minutes)
+test-slow: $(VENV)/.test ## Every float32 through int8 and the conversions, at every SIMD level (an hour)
 	@$(BIN)/python -m pytest -m slow
 
 .PHONY: wheel-check

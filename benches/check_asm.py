@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass, field
 
 KERNELS = ("encode_part", "decode_block", "encode_decode_part", "range_groups", "pack_rows",
-           "unpack_rows")  # fmt: skip
+           "unpack_rows", "cast_block", "choose_quotients", "choose_powers_of_two")  # fmt: skip
 LEVELS = {"avx2": "ymm", "avx512": "zmm"}
 COPY = re.compile(rf"qrs::\w+::({'|'.join(KERNELS)})::({'|'.join(LEVELS)})\b")
 

@@ -1,4 +1,4 @@
-"""What is measured against other libraries: six jobs on one array, and what a right answer is.
+"""What is measured against other libraries: jobs on one array, and what a right answer is.
 
 Every job starts from the same float32 array and has one answer, computed here in plain numpy by
 the definition (true division, ties to even). A library whose rule differs (reciprocals, another
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,6 +27,19 @@ TITLES = {
     "int4_g128": "int4 group 128 asymmetric: find scales and zero points, quantize, pack",
     "dequantize_int8": "int8 per channel: dequantize to float32",
     "dequantize_int4": "int4 group 128 asymmetric: unpack, dequantize to float32",
+    "to_bf16": "float32 to bfloat16",
+    "to_f16": "float32 to float16",
+    "to_e4m3": "float32 to float8 e4m3",
+    "from_bf16": "bfloat16 to float32",
+    "from_f16": "float16 to float32",
+    "from_e4m3": "float8 e4m3 to float32",
+    "mxfp4": "MXFP4: find scales of groups of 32, quantize, pack",
+    "nvfp4": "NVFP4: find scales of groups of 16 and their scale, quantize, pack",
+}
+DTYPES = {
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "f16": np.dtype(np.float16),
+    "e4m3": np.dtype(ml_dtypes.float8_e4m3fn),
 }
 
 # The ratios this project set itself, for all threads: (job, library) -> peer time / qrs time with
@@ -38,6 +52,9 @@ TARGETS = {
     ("int4_g128", "onnxruntime"): 20.0,
     ("dequantize_int8", "onnxruntime"): 2.0,
     ("dequantize_int4", "best"): 6.0,
+    **{(f"{way}_{name}", "numpy"): 5.0 for way in ("to", "from") for name in DTYPES},
+    ("mxfp4", "own scale"): 10.0,
+    ("nvfp4", "own scale"): 10.0,
 }
 
 
@@ -78,10 +95,28 @@ class Data:
         offsets = self.grouped(codes).astype(np.float32) - self.z4[..., None]
         return (offsets * self.s4[..., None]).reshape(self.x.shape)
 
+    def quantize_fp4(self, job: str) -> tuple[Array, Array]:
+        """The values of e2m1 codes, and the largest step, from 4 to 6, at each element."""
+        groups = self.x.reshape(len(self.x), -1, 32 if job == "mxfp4" else 16)
+        absmax = np.abs(groups).max(axis=2, keepdims=True)
+        if job == "mxfp4":
+            scale = np.exp2(np.floor(np.log2(absmax)) - 2)
+        else:
+            top = absmax.max() / np.float32(6 * 448)
+            scale = (absmax / np.float32(6) / top).astype(DTYPES["e4m3"]).astype(np.float32) * top
+        q = np.clip(groups / scale, -6, 6).astype(ml_dtypes.float4_e2m1fn).astype(np.float32)
+        step = np.broadcast_to(2 * scale, groups.shape)
+        return (q * scale).reshape(self.x.shape), step.reshape(self.x.shape)
+
     def answer(self, job: str) -> tuple[Array, Array | np.float32]:
         """The decoded array that `job` stands for, and the size of a step at each element."""
         if job in ("int8_tensor", "int8_given"):
             return self.q8_tensor * self.s8_tensor, self.s8_tensor
+        if job in ("mxfp4", "nvfp4"):
+            return self.quantize_fp4(job)
+        if (name := job.partition("_")[2]) in DTYPES:
+            # The same numbers: no step at all.
+            return self.x.astype(DTYPES[name]).astype(np.float32), np.float32(1e-9)
         if job in ("int8_axis0", "dequantize_int8"):
             return self.q8 * self.s8[:, None], self.s8[:, None]
         step = np.repeat(self.s4, GROUP, axis=1)
@@ -115,6 +150,6 @@ def check(data: Data, job: str, contender: Contender) -> float:
         allowed = 0.01 if job.startswith("dequantize") else 1.01
         assert off <= allowed, f"{contender.label} is not doing {job}: off by {off:.2f} steps"
     error = float(np.linalg.norm(x_hat - data.x) / np.linalg.norm(data.x))
-    bound = 0.02 if "int8" in job else 0.15
+    bound = 0.15 if "4" in job else 0.04
     assert error < bound, f"{contender.label} is not doing {job}: relative RMSE {error:.3f}"
     return error

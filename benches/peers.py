@@ -162,8 +162,9 @@ def main() -> None:
     args = arguments()
     # Before numpy and torch count the CPUs.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
+    from float_libraries import Gguf, Numpy, Qrs, TorchAO
     from jobs import TITLES, make_data
-    from libraries import BitsAndBytes, Gguf, Numpy, Qrs, Torch, TorchAO, TorchCompile
+    from libraries import BitsAndBytes, Torch, TorchCompile
     from ort import OnnxRuntime
 
     data = make_data(*((256, 1024) if args.quick else (4096, 4096)))

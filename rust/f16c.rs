@@ -6,7 +6,7 @@
 
 use crate::numeric::{Element, Float16};
 #[cfg(target_arch = "x86_64")]
-use crate::simd::{Level, level};
+use crate::simd::{Level, reaches};
 
 /// Numbers that one instruction converts.
 const LANES: usize = 8;
@@ -17,7 +17,7 @@ pub(crate) fn widen(x: &[u16], wide: &mut [f32]) {
     assert_eq!(x.len(), wide.len());
     let done = 0;
     #[cfg(target_arch = "x86_64")]
-    let done = if level() >= Level::Avx2 {
+    let done = if reaches(Level::Avx2) {
         let eights = x.as_chunks().0;
         // SAFETY: every level from AVX2 on has F16C.
         unsafe { widen_eights(eights, wide.as_chunks_mut().0) };
@@ -36,7 +36,7 @@ pub(crate) fn narrow(x: &[f32], narrow: &mut [u16]) {
     assert_eq!(x.len(), narrow.len());
     let done = 0;
     #[cfg(target_arch = "x86_64")]
-    let done = if level() >= Level::Avx2 {
+    let done = if reaches(Level::Avx2) {
         let eights = x.as_chunks().0;
         // SAFETY: as above.
         unsafe { narrow_eights(eights, narrow.as_chunks_mut().0) };

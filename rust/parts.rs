@@ -249,19 +249,20 @@ fn map_widened<E: Element, B>(from: &[E::Repr], to: &mut [B], f: impl Fn(f32) ->
 
 /// Applies `f` to each element, and narrows what it gives.
 #[inline(always)]
-pub(crate) fn map_narrowed<A: Copy, E: Element>(
+pub(crate) fn map_narrowed<A: Streamable, E: Element>(
     from: &[A],
     to: &mut [E::Repr],
     f: impl Fn(A) -> f32 + Copy,
 ) {
-    if E::IN_BULK {
-        for (from, to) in from.chunks(STEP).zip(to.chunks_mut(STEP)) {
+    // Nothing to prefetch: what is read is less than what is written.
+    for_each_step::<_, _, 0, 0>(from, to, from.as_ptr(), |from, to| {
+        if E::IN_BULK {
             let mut wide = [0.0; STEP];
             let wide = &mut wide[..from.len()];
             map(from, wide, f);
             E::narrow_all(wide, to);
+        } else {
+            map(from, to, |a| E::narrow(f(a)));
         }
-    } else {
-        map(from, to, |a| E::narrow(f(a)));
-    }
+    });
 }

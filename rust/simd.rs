@@ -156,6 +156,13 @@ pub fn level() -> Level {
     }
 }
 
+/// Whether the level in use is at least this one; false before anybody asked for [`level`], as every
+/// kernel does. One load, for inside of loops.
+#[inline(always)]
+pub(crate) fn reaches(level: Level) -> bool {
+    LEVEL.load(Ordering::Relaxed) >= level as u8
+}
+
 #[cold]
 fn first_level() -> Level {
     init().or_else(|_| set_level(None)).unwrap_or(Level::Baseline)

@@ -4,6 +4,7 @@
 mod conversions;
 mod divisions;
 mod faults;
+mod floats;
 mod kernels;
 mod oracle;
 mod worked_numbers;
