@@ -278,6 +278,11 @@ def test_A08_groups_that_underflow_are_counted(backend):
     x[0], x[1], x[2] = 2.0**-149, 2.0**-140, 1
     qt = qrs.quantize(x, "e4m3-g32", backend=backend)
     assert qt.info["underflow_groups"] == 1 and not qt.dequantize()[0].any()
+    # Powers of two end at 2^-127: a quarter of that is a tie, and rounds to the even 0 in e2m1.
+    x[0], x[1] = 2.0**-129, np.nextafter(np.float32(2.0**-129), np.float32(1))
+    qt = qrs.quantize(x, "mxfp4", backend=backend)
+    assert qt.info["underflow_groups"] == 1
+    assert not qt.dequantize()[0].any() and qt.dequantize()[1].all()
 
 
 def test_A10_scales_that_overflow(backend):

@@ -99,21 +99,22 @@ def check_overflow(
 
 
 def underflow_groups(
-    rows: Array, group_size: int, scale: Any, unit: Any, backend: Reference
+    scale: Any, unit: Any, below: Any, ranges: Callable[[], tuple[Any, Any]]
 ) -> dict[str, int]:
     """For `QTensor.info`: groups that decode to zeros although they are not zeros.
 
-    Their scale came out as 0, which becomes `unit` (contract, rule 4), so only those need a second
-    look. On a GPU that look would cost a synchronization, and there is no count.
+    Their scale came out as too small and became `unit` (contract, rules 4 and 10), so only those
+    need a second look: they are the ones whose values are no larger than `below`. On a GPU that
+    look would cost a synchronization, and there is no count.
     """
-    if is_cupy(rows):
+    if is_cupy(scale):
         return {}
     if not (scale == unit).any():
         return {"underflow_groups": 0}
-    lo, hi = backend.group_range(rows, group_size)
+    lo, hi = ranges()
     # Bits tell subnormals from zero in a thread whose CPU state takes them for zero, too.
     nonzero = (lo.view(np.uint32) | hi.view(np.uint32)) != 0
-    tiny = (lo > -0.25 * unit) & (hi < 0.25 * unit) & nonzero
+    tiny = (lo >= -below) & (hi <= below) & nonzero
     return {"underflow_groups": int(np.count_nonzero(tiny & (scale == unit)))}
 
 

@@ -147,6 +147,11 @@ class Float(Scheme, family="float"):
         return FORMATS[self.format]
 
     @property
+    def is_mx(self) -> bool:
+        """Whether scales are powers of two."""
+        return self.scale_dtype == "e8m0"
+
+    @property
     def inner(self) -> Float | None:
         """The scheme of the scales, where they have one."""
         return self.scale_dtype if isinstance(self.scale_dtype, Float) else None

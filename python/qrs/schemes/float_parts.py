@@ -40,13 +40,13 @@ def quantize(
     rows = scheme.granularity.to_rows(x)
     if not scheme.saturate:
         check_fits(scheme, rows, x.shape, backend)
-    scale_part: Any = None
-    unit: Any = 1
     computed = scale is None and scheme.scale_dtype is not None
+    scale_part, known, unit = None, None, np.float32(2.0**-127 if scheme.is_mx else 1)
     if scale is not None:
         scale = scale.reshape(layout.rows, layout.groups)
     elif scheme.inner is not None:
-        scale_part, scale, unit = nested_scale(scheme, rows, layout, backend)
+        known = backend.group_range(rows, layout.group_size)
+        scale_part, scale, unit = nested_scale(scheme, *known, layout, backend)
     packed, scale = encoded(scheme, rows, x.shape, layout, scale, backend, out)
     parts = {"packed": packed.reshape(layout.packed_shape)}
     if scale_part is not None:
@@ -54,7 +54,12 @@ def quantize(
     elif isinstance(scheme.scale_dtype, str):
         shape = layout.scale_shape
         parts["scale"] = scales.stored(scale, scheme.scale_dtype, shape, backend)
-    info = underflow_groups(rows, layout.group_size, scale, unit, backend) if computed else {}
+    info: dict[str, int] = {}
+    if computed:
+        below = unit * np.float32(scheme.float_format.smallest_subnormal / 2)
+        info = underflow_groups(
+            scale, unit, below, lambda: known or backend.group_range(rows, layout.group_size)
+        )
     qt = QTensor(scheme, x.shape, dtype, parts, info)
     return qt if out is None else out.overwrite(qt, written=("packed",))
 
@@ -91,12 +96,11 @@ def encoded(
 
 
 def nested_scale(
-    scheme: Float, rows: Array, layout: Layout, backend: Reference
+    scheme: Float, lo: Array, hi: Array, layout: Layout, backend: Reference
 ) -> tuple[QTensor, Any, Any]:
     """Scales that are floats with one scale: the part, the scales, and that one scale."""
     inner = scheme.inner
     assert inner is not None
-    lo, hi = backend.group_range(rows, layout.group_size)
     codes, top = backend.choose_scale_float_nested(lo, hi, scheme.format, inner.format)
     flat = codes.reshape(1, -1)
     scale = backend.dequantize_float(flat, flat.size, inner.format, top, "float32")

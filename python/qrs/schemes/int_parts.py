@@ -61,9 +61,13 @@ def quantize(
         if packed_out is not None:
             packed_out = packed_out.reshape(-1, layout.packed_shape[-1])
         packed = backend.pack_bits(codes.reshape(-1, x.shape[-1]), scheme.bits, packed_out)
-    info = underflow_groups(rows, layout.group_size, scale, 1, backend) if computed else {}
+    info = {"underflow_groups": 0}
+    if computed:
+        info = underflow_groups(
+            scale, 1, 0.25, lambda: backend.group_range(rows, layout.group_size)
+        )
     parts = parts_of(scheme, x.shape, packed, scale, zero_point, backend)
-    qt = QTensor(scheme, x.shape, DTYPE_NAMES[x.dtype], parts, info or {"underflow_groups": 0})
+    qt = QTensor(scheme, x.shape, DTYPE_NAMES[x.dtype], parts, info)
     return qt if out is None else out.overwrite(qt, written=("packed",))
 
 
