@@ -5,9 +5,9 @@
 //! codes that stays in the first-level cache.
 
 use crate::error::Fault;
-use crate::grid::{Block, Grid};
+use crate::grid::{Block, Grid, packed_len};
 use crate::numeric::{self, Codes, Element, code_offsets};
-use crate::pack::{pack_row, packed_len, sign_bit, unpack_row};
+use crate::pack::{pack_row, sign_bit, unpack_row};
 use crate::parts::{DECODED, Part, Pass, Rule, Source, for_each_part, map_narrowed};
 use crate::qparams::{Chosen, Given, Params, choose_qparams_affine};
 use crate::rows::{Output, TILE, for_each_block, take, take_mut};

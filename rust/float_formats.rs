@@ -223,7 +223,7 @@ impl Format for E2M1 {
 
     #[inline(always)]
     fn packed_len(cols: usize) -> usize {
-        crate::pack::packed_len(cols, Self::BITS)
+        crate::grid::packed_len(cols, Self::BITS)
     }
 
     #[inline(always)]

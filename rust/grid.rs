@@ -6,14 +6,20 @@
 
 use std::ops::Range;
 
-use crate::pack::packed_len;
-
 /// Elements in a part of a block, about: its float32 input (32 KB) stays in the caches of the core
 /// between the pass that finds the range and the pass that encodes.
 const PART: usize = 1 << 13;
 
 /// Groups up to this size are never cut, so that one pass over memory can do both.
 const LARGE_GROUP: usize = 1 << 16;
+
+/// Bytes that `cols` codes of a row take.
+#[inline(always)]
+#[must_use]
+pub fn packed_len(cols: usize, bits: u32) -> usize {
+    // Not cols * bits / 8: that overflows before memory runs out.
+    cols / 8 * bits as usize + (cols % 8 * bits as usize).div_ceil(8)
+}
 
 /// A C-contiguous 2-D array whose rows are cut into groups of `group_size`; the last group of a row
 /// may be shorter.

@@ -13,17 +13,9 @@
 //! Eight codes make `bits` bytes, so everything here goes by eights. No floating point.
 
 use crate::error::Fault;
-use crate::grid::Grid;
+use crate::grid::{Grid, packed_len};
 use crate::rows::{for_each_block, take, take_mut};
 use crate::simd::multiversion;
-
-/// Bytes that `cols` codes of a row take.
-#[inline(always)]
-#[must_use]
-pub fn packed_len(cols: usize, bits: u32) -> usize {
-    // Not cols * bits / 8: that overflows before memory runs out.
-    cols / 8 * bits as usize + (cols % 8 * bits as usize).div_ceil(8)
-}
 
 /// Packs the rows of `codes`, each of `cols` codes, into `packed`; bits above `bits` are dropped.
 pub fn pack_bits(codes: &[u8], cols: usize, bits: u32, packed: &mut [u8]) {

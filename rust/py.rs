@@ -14,7 +14,8 @@ use numpy::PyUntypedArrayMethods;
 use pyo3::prelude::*;
 
 use crate::affine;
-use crate::pack::{self, packed_len};
+use crate::grid::packed_len;
+use crate::pack;
 use crate::qparams;
 use crate::range;
 use crate::rows;

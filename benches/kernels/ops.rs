@@ -3,9 +3,9 @@
 use qrs::affine::{
     dequantize_affine_packed, fake_quantize_affine, quantize_affine, quantize_affine_packed,
 };
-use qrs::grid::Grid;
+use qrs::grid::{Grid, packed_len};
 use qrs::numeric::{BFloat16, Codes, Element, Float16, Float32};
-use qrs::pack::{pack_bits, packed_len, unpack_bits};
+use qrs::pack::{pack_bits, unpack_bits};
 use qrs::qparams::{Given, Params, ScaleDtype};
 use qrs::range::group_range;
 

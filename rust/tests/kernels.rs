@@ -7,9 +7,9 @@ use super::{at_every_level, nasty, oracle};
 use crate::affine::{
     dequantize_affine_packed, fake_quantize_affine, quantize_affine, quantize_affine_packed,
 };
-use crate::grid::Grid;
+use crate::grid::{Grid, packed_len};
 use crate::numeric::{BFloat16, Codes, Element, Float16, Float32};
-use crate::pack::{pack_bits, packed_len, unpack_bits};
+use crate::pack::{pack_bits, unpack_bits};
 use crate::qparams::{Given, Params, ScaleDtype, choose_qparams_affine};
 use crate::range::group_range;
 
