@@ -35,14 +35,23 @@ def started(*arguments: str | Path, prepare: str = "") -> subprocess.Popen[str]:
     """A command that waits after the first tensor, with its outputs half written."""
     command = [sys.executable, "-c", SLOW.format(prepare=prepare), *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, text=True, env=clean_environment(), **pipes)
+    process = subprocess.Popen(
+        command,
+        text=True,
+        env=clean_environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # nohup ignores it
+        **pipes,
+    )
     assert process.stdout is not None and process.stdout.readline() == "one is done\n"
     return process
 
 
 def stopped(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Its exit code and what it printed."""
-    out, err = process.communicate(timeout=300)  # less than it would sleep
+    try:
+        out, err = process.communicate(timeout=300)  # less than it would sleep
+    finally:
+        process.kill()
     return process.returncode, out + err
 
 

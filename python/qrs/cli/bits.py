@@ -181,7 +181,7 @@ def show_lines(entries: list[Entry]) -> None:
         (fields, LEFT),
     )
     print(escaped(entries[0][0]))
-    show_table(columns, map(_line, entries), folds=len(columns) - 1)
+    show_table(columns, map(_line, entries), whole=True)
 
 
 def _line(entry: Entry) -> tuple[str | Text, ...]:
@@ -201,9 +201,9 @@ def show_formats(json: bool) -> None:
         return
     # Two tables, since one would be wider than many terminals.
     fields = _columns("bits", "sign", "exponent", "mantissa", "bias", "infinities", "NaN")
-    show_table(fields, map(_fields_row, rows))
+    show_table(fields, map(_fields_row, rows), whole=True)
     values = _columns("largest", "smallest normal", "smallest subnormal", "epsilon")
-    show_table(values, map(_values_row, rows))
+    show_table(values, map(_values_row, rows), whole=True)
 
 
 def _columns(*titles: str) -> list[tuple[str, str]]:

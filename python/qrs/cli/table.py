@@ -28,15 +28,11 @@ Columns = Sequence[tuple["str | Text", str]]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under columns, of which the first holds names.
-
-    The column number `folds` is folded where the terminal is too narrow for it, none if negative.
-    """
+    """Rows of cells under columns, of which the first holds names."""
 
     columns: Columns
     rows: Sequence[Sequence[Text]]
     total: Sequence[Text] = ()
-    folds: int = -1
 
     def width(self) -> int:
         """What a terminal needs to show it as it is."""
@@ -59,8 +55,7 @@ class Table:
             return [line[i] for i in kept] if line else []
 
         columns = [self.columns[i] for i in kept]
-        folds = kept.index(self.folds) if self.folds in kept else -1
-        return Table(columns, [of(row) for row in self.rows], of(self.total), folds)
+        return Table(columns, [of(row) for row in self.rows], of(self.total))
 
     def cut(self, width: int, dots: str) -> Table:
         """The table with all names cut to this width."""
@@ -78,7 +73,7 @@ class Table:
                 title,
                 self.total[number] if self.total else "",
                 justify="right" if side == RIGHT else "left",
-                no_wrap=number != self.folds,
+                no_wrap=True,
                 overflow="fold",
             )
         for row in self.rows:
@@ -91,19 +86,19 @@ def show_table(
     rows: Iterable[Sequence[str | Text]],
     total: Sequence[str] = (),
     optional: Sequence[str] = (),
-    folds: int = -1,
+    whole: bool = False,
 ) -> list[str]:
     """Print a table, one line a row; returns the titles of the columns that were left out.
 
     Away from a terminal it is as wide as it needs. On one, the columns of `optional`, the most
-    important first, are shown as far as they leave room for names; these are cut in the middle, and
-    the column number `folds` is folded.
+    important first, are shown as far as they leave room for names; these are cut in the middle. A
+    table that is shown `whole` is as wide as it needs there too, and the terminal wraps its lines.
     """
     cells = [[Text(escaped(c)) if isinstance(c, str) else c for c in row] for row in rows]
-    table = Table(columns, cells, [Text(each) for each in total], folds)
+    table = Table(columns, cells, [Text(each) for each in total])
     console = Console()
-    if not console.is_terminal:
-        Console(width=table.width()).print(table.as_rich())
+    if whole or not console.is_terminal:
+        Console(width=table.width()).print(table.as_rich(), no_wrap=True, overflow="ignore")
         return []
     longest = table.names_width()
 

@@ -13,7 +13,16 @@ from ..arrays import plain
 from ..checks import checked_integer
 from ..errors import bad
 from ..float_formats import FORMATS
-from .convert import FORMAT_DTYPES, INT8, NAMES, code_count, decode, encode, format_name
+from .convert import (
+    FORMAT_DTYPES,
+    INT8,
+    NAMES,
+    as_number,
+    code_count,
+    decode,
+    encode,
+    format_name,
+)
 
 # Enough for the difference of any two float64: 309 digits before the point, 1074 after it.
 _EXACT = Context(prec=1400, traps=[])
@@ -114,7 +123,7 @@ def decompose(x: Any, format: str) -> Parts:
     >>> decompose(1e-40, "f32").subnormal, decompose(1000, "e4m3").value
     (True, 448.0)
     """
-    array = plain(x)
+    array = plain(as_number(x))
     if array.size != 1:
         raise bad("x", f"got shape {array.shape}", array.shape, "one number")
     stored = encode(x if array.ndim == 0 else array.reshape(()), format)

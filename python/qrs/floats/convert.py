@@ -86,7 +86,7 @@ def encode(
     if not isinstance(saturate, (bool, np.bool_)):
         raise bad("saturate", f"got {saturate!r}", saturate, "True or False", ArgTypeError)
     chosen = backends.resolve(backend, x)
-    given = plain(_number(x))
+    given = plain(as_number(x))
     array = as_input(given, min_ndim=0)
     stored = dtype_beside(array, FORMAT_DTYPES[name])
     if out is not None:
@@ -242,7 +242,7 @@ def _bits(array: Array, dtype: np.dtype[Any], name: str) -> Array:
     return native.view(np.int8 if name == INT8 else FORMATS[name].code_dtype)
 
 
-def _number(x: Any) -> Any:
+def as_number(x: Any) -> Any:
     """A Python integer as a float; anything else as it is. Lists of them are `plain`'s business."""
     if type(x) is not int:
         return x

@@ -85,6 +85,9 @@ def given(scale: Any, expected: Shape, scale_dtype: str) -> Float32:
             value = value.astype(DTYPES[scale_dtype]).astype(np.float32)
     lost = np.isinf(value) & np.isfinite(array)
     refuse_first(lost, array, "scale", f"within {scale_dtype}")
+    refuse_first(
+        (value == 0) & (array != 0), array, "scale", f"no number that is 0 in {scale_dtype}"
+    )
     return value
 
 

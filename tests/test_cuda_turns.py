@@ -1,0 +1,73 @@
+"""CUDA kernels where threads have to come back for more, and where divisions are hardest."""
+
+import numpy as np
+import pytest
+
+from cuda_machines import GPU, differing, machine, reference_call
+from kernel_calls import ARGUMENTS, RULES, Case
+from qrs.backends.cuda import launch
+from qrs.backends.reference import OPERATIONS
+
+Call = tuple[str, tuple]
+
+
+def calls_of_all(x: np.ndarray) -> list[Call]:
+    """Every operation, on shapes that take the general kernels and on those that do not."""
+    calls: list[Call] = []
+    for rule, group_size in (("int4-asym-f16", 7), ("int8", 32), ("uint5-bf16", x.shape[1])):
+        case = Case(x, group_size, RULES[rule])
+        for op, arguments in ARGUMENTS.items():
+            case.prepare(op)
+            calls.append((op, arguments(case)))
+    for format, group_size in (("e2m1", 16), ("e4m3", 7), ("bf16", 32)):
+        lo, hi = reference_call("group_range", x, group_size)
+        (scale,) = reference_call("choose_scale_float", lo, hi, format, "float32")
+        (codes,) = reference_call("quantize_float", x, group_size, format, scale)
+        packed, _ = reference_call("quantize_float_packed", x, group_size, format, None, scale)
+        cols, dtype = x.shape[1], x.dtype.name
+        calls += [
+            ("encode_float", (x, format, True)),
+            ("decode_float", (codes, format, dtype)),
+            ("choose_scale_float", (lo, hi, format, "e8m0")),
+            ("choose_scale_float_nested", (lo, hi, format, "e4m3")),
+            ("quantize_float", (x, group_size, format, scale)),
+            ("dequantize_float", (codes, group_size, format, scale, dtype)),
+            ("quantize_float_packed", (x, group_size, format, "e8m0")),
+            ("dequantize_float_packed", (packed, cols, group_size, format, scale, dtype)),
+        ]
+    return calls
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("there", ["order-0", "order-2"])
+def test_more_than_three_turns(there: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grid of 512 threads; every kernel gets work for several of it, and all is compared."""
+    monkeypatch.setattr(launch, "_BLOCKS_PER_PROCESSOR", 1)
+    x = np.random.default_rng(1).standard_normal((131, 512), np.float32).astype(dtype)
+    calls = calls_of_all(x)
+    assert {op for op, _ in calls} == set(OPERATIONS)
+    with machine(there).launching() as launches:
+        assert not differing(machine(there), calls, monkeypatch)
+    kernels = {name.partition("<")[0] for name in launches}
+    assert kernels == {
+        name.partition("<")[0] for names in launch.KERNELS.values() for name in names
+    }
+
+
+@pytest.mark.parametrize("there", ["order-0", GPU])
+def test_ties_of_subnormals_with_scales_that_are_hardly_normal(
+    there: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a correction by fused steps loses bits of a tiny remainder, a tie goes astray.
+
+    e5m2 has subnormals of 2^-16, and quotients around a half of that, with scales from 2^-100 on,
+    have remainders below the smallest float32.
+    """
+    rng = np.random.default_rng(2)
+    exponents = rng.integers(-100, -60, (4096, 1))
+    scale = np.ldexp(rng.uniform(1, 2, (4096, 1)), exponents).astype(np.float32)
+    ties = (rng.integers(0, 4, (4096, 256)) + 0.5) * 2.0**-16
+    x = (ties * scale.astype(np.float64)).astype(np.float32)
+    x = (x.view(np.int32) + rng.integers(-2, 3, x.shape, np.int32)).view(np.float32)
+    calls = [("quantize_float", (x, 256, "e5m2", each)) for each in (scale, -scale)]
+    assert not differing(machine(there), calls, monkeypatch)
