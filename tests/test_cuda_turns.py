@@ -61,13 +61,19 @@ def test_ties_of_subnormals_with_scales_that_are_hardly_normal(
     """Where a correction by fused steps loses bits of a tiny remainder, a tie goes astray.
 
     e5m2 has subnormals of 2^-16, and quotients around a half of that, with scales from 2^-100 on,
-    have remainders below the smallest float32.
+    have remainders below the smallest float32. The quotients chosen lie just beside the middle
+    between a tie and the next float32, so that the last bit of a remainder decides.
     """
     rng = np.random.default_rng(2)
-    exponents = rng.integers(-100, -60, (4096, 1))
-    scale = np.ldexp(rng.uniform(1, 2, (4096, 1)), exponents).astype(np.float32)
-    ties = (rng.integers(0, 4, (4096, 256)) + 0.5) * 2.0**-16
-    x = (ties * scale.astype(np.float64)).astype(np.float32)
-    x = (x.view(np.int32) + rng.integers(-2, 3, x.shape, np.int32)).view(np.float32)
-    calls = [("quantize_float", (x, 256, "e5m2", each)) for each in (scale, -scale)]
+    scale = np.ldexp(rng.uniform(1, 2, 1 << 21), rng.integers(-100, -60, 1 << 21))
+    scale = scale.astype(np.float32)
+    tie = np.float32((rng.integers(0, 4, scale.size) + 0.5) * 2.0**-16)
+    x = (tie * scale.astype(np.float64)).astype(np.float32)
+    x = (x.view(np.int32) + rng.integers(-1, 2, x.shape, np.int32)).view(np.float32)
+    away = x.astype(np.float64) / scale - tie
+    middle = np.where(away > 0, np.spacing(tie), tie - np.nextafter(tie, np.float32(0))) / 2
+    hard = np.abs(np.abs(away) / middle - 1) < 2.0**-6
+    assert np.count_nonzero(hard) > 10_000
+    rows, scale = np.repeat(x[hard][:, None], 8, axis=1), scale[hard][:, None]
+    calls = [("quantize_float", (rows, 8, "e5m2", each)) for each in (scale, -scale)]
     assert not differing(machine(there), calls, monkeypatch)
