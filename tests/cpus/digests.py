@@ -13,10 +13,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import qrs
+from float_calls import FLOAT_ARGUMENTS, FLOAT_RULES, FloatCase, call_float
 from kernel_calls import RULES, Case, bits_of, call
 from nasty import FLOATS, faulty, nasty
 from qrs.backends.reference import OPERATIONS
 from qrs.backends.rust import Rust
+
+# Emulation is slow, and so is the reference, which makes the arguments: nearly every format once.
+SOME_FLOAT_RULES = [*FLOAT_RULES.values()][::7]
 
 
 def digests(threads: int) -> dict[str, str]:
@@ -27,8 +31,12 @@ def digests(threads: int) -> dict[str, str]:
         for name, x in {**nasty(dtype), **faulty(dtype)}.items():
             sizes = sorted({max(x.shape[1], 1), 7, 32})
             cases = [Case(x, size, rule) for size in sizes for rule in RULES.values()]
+            floats = [FloatCase(x, size, rule) for size in sizes[:2] for rule in SOME_FLOAT_RULES]
             for op in OPERATIONS:
-                results = repr([bits_of(call(backend, op, case)) for case in cases])
+                if op in FLOAT_ARGUMENTS:
+                    results = repr([bits_of(call_float(backend, op, case)) for case in floats])
+                else:
+                    results = repr([bits_of(call(backend, op, case)) for case in cases])
                 digest = hashlib.sha256(results.encode()).hexdigest()
                 found[f"{op} {dtype} {name}"] = digest[:16]
     return found
