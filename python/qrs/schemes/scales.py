@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import backends
-from ..arrays import plain
+from ..arrays import in_c_order, plain
 from ..backends.reference import Reference
 from ..constants import DTYPES
 from ..devices import library_of, moved, on_host
@@ -93,9 +93,7 @@ def given(scale: Any, expected: Shape, scale_dtype: str) -> Float32:
 
 def for_kernels(scale: Any, layout: Layout) -> Any:
     """Scales as (rows, G), in C order and aligned."""
-    if not getattr(scale.flags, "aligned", True):
-        scale = scale.copy()
-    return library_of(scale).ascontiguousarray(scale).reshape(layout.rows, layout.groups)
+    return in_c_order(scale, "scale").reshape(layout.rows, layout.groups)
 
 
 def moved_like(scale: Any, x: Any) -> Any:
