@@ -38,6 +38,7 @@ class Rows:
         return -(-self.cols // self.group_size)
 
 
+@dataclass(frozen=True)
 class Granularity:
     """Base of the three; the methods here are right where no axis has to move."""
 

@@ -22,7 +22,6 @@ from ..errors import ArgTypeError, KernelFault, QrsError, bad
 from ..float_formats import FORMATS, FloatFormat
 from ..granularity import (
     Granularity,
-    PerAxis,
     PerGroup,
     PerTensor,
     Unscaled,
@@ -195,16 +194,11 @@ class Float(Scheme, family="float"):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        where: dict[str, Any] = {}
-        if isinstance(self.granularity, PerAxis):
-            where = {"axis": self.granularity.axis}
-        elif isinstance(self.granularity, PerGroup):
-            where = asdict(self.granularity)
         dtype = self.scale_dtype
         return {
             "family": self.family,
             "format": self.format,
-            **where,
+            **asdict(self.granularity),
             "scale_dtype": dtype.to_dict() if isinstance(dtype, Scheme) else dtype,
             "saturate": self.saturate,
         }

@@ -18,7 +18,7 @@ from ..backends.reference import Reference
 from ..checks import checked_integer
 from ..constants import SCALE_DTYPES
 from ..errors import ArgTypeError, KernelFault, QrsError, bad
-from ..granularity import Granularity, PerAxis, PerGroup, granularity_of
+from ..granularity import Granularity, PerGroup, granularity_of
 from ..qtensor import QTensor
 from . import checks, int_checks, int_parts, scales
 from .base import Array, PartSpecs, Scheme, Shape
@@ -152,18 +152,13 @@ class Int(Scheme, family="int"):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        where: dict[str, Any] = {}
-        if isinstance(self.granularity, PerAxis):
-            where = {"axis": self.granularity.axis}
-        elif isinstance(self.granularity, PerGroup):
-            where = asdict(self.granularity)
         return {
             "family": self.family,
             "bits": self.bits,
             "signed": self.signed,
             "symmetric": self.symmetric,
             "full_range": self.full_range,
-            **where,
+            **asdict(self.granularity),
             "scale_dtype": self.scale_dtype,
         }
 
