@@ -227,10 +227,10 @@ class _ScaleSearch:
 
 
 def reciprocal(scale: Float32) -> Float32:
-    """1 / scale; finite for every scale, 0 included."""
+    """1 / scale, and no more than 1 / SMALLEST_DIVISOR; 0 for 0."""
     magnitude = np.abs(scale)
     magnitude = np.where(magnitude > SMALLEST_DIVISOR, magnitude, SMALLEST_DIVISOR)
-    return np.where(scale < 0, np.float32(-1), np.float32(1)) / magnitude
+    return np.sign(scale) / magnitude
 
 
 def scaled(values: Float32, group_size: int, scale: Float32 | None) -> Float32:
