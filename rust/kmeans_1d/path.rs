@@ -105,7 +105,7 @@ impl Paths {
     pub(super) fn first_penalty(&self, k: usize) -> f64 {
         let n = self.len();
         let mut strides = vec![STRIDE];
-        while n / strides[strides.len() - 1] >= (16 * k).max(64) {
+        while n / strides[strides.len() - 1] >= (8 * k).max(64) {
             strides.push(strides[strides.len() - 1] * STRIDE);
         }
         let wide = k as f64;
@@ -138,7 +138,7 @@ impl Paths {
                 return (bracket.spliced(k), penalty, passes);
             }
             bracket.narrow(self, path, penalty, k);
-            by_slope = !(bracket.low < scaled && scaled < bracket.high) || !by_slope;
+            by_slope = bracket.has_both_ends() || !bracket.admits(scaled);
             penalty = if by_slope { bracket.slope() } else { scaled };
         }
     }
@@ -237,6 +237,16 @@ impl Bracket {
     /// Whether this number of links is between those known.
     fn holds(&self, links: usize) -> bool {
         self.few.len() - 1 < links && links < self.links
+    }
+
+    /// Whether a path with fewer links and one with more came up.
+    fn has_both_ends(&self) -> bool {
+        self.low > 0.0 && self.high < f64::INFINITY
+    }
+
+    /// Whether this penalty may give a number of links between those known.
+    fn admits(&self, penalty: f64) -> bool {
+        self.low < penalty && penalty < self.high
     }
 
     fn narrow(&mut self, paths: &Paths, path: Borders, penalty: f64, k: usize) {

@@ -120,7 +120,7 @@ def _first_penalty(sums: _Sums, k: int) -> float:
     """The penalty that gives k clusters when they begin at every 8th, 64th, ... value alone."""
     n = len(sums.w) - 1
     strides = [1]
-    while n // (strides[-1] * STRIDE) >= max(16 * k, 64):
+    while n // (strides[-1] * STRIDE) >= max(8 * k, 64):
         strides.append(strides[-1] * STRIDE)
     # Of n normal values, k clusters cost about 2.7 n / k^2.
     penalty = 4 * sums.cost(0, n) / (float(k) * k * k)
@@ -132,9 +132,10 @@ def _first_penalty(sums: _Sums, k: int) -> float:
 def _search(sums: _Sums, k: int, penalty: float, slack: int) -> tuple[Borders, float, int]:
     """The best path of k links (give or take `slack`), its penalty, and the number of passes.
 
-    The number of links is about proportional to penalty^(-1/3), which gives the next penalty, in
-    turns with the slope between the costs of the best path known with fewer and that with more
-    links. With this penalty both are equally good; if no path is better, both are best.
+    The number of links is about proportional to penalty^(-1/3), which gives the next penalty until
+    paths with fewer and with more links are known. Then it is the slope between their costs: with
+    this penalty both are equally good, and if none with a number of links between is better, both
+    are best.
     """
     n = len(sums.w) - 1
     if k == 1:
@@ -163,7 +164,7 @@ def _search(sums: _Sums, k: int, penalty: float, slack: int) -> tuple[Borders, f
             low = max(low, penalty)
             if inside:
                 many, many_cost = path, sums.path_cost(path)
-        by_slope = not (low < scaled < high) or not by_slope
+        by_slope = not low < scaled < high or (low > 0 and high < math.inf)
         penalty = (few_cost - many_cost) / (len(many) - len(few)) if by_slope else scaled
 
 
