@@ -6,7 +6,7 @@ dtype beside them. Parameters are positional-only in spirit: they have no meanin
 
 from typing import Any
 
-from numpy import float32, int32, uint8
+from numpy import float32, float64, int32, uint8
 from numpy.typing import NDArray
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "encode_float",
     "fake_quantize_affine",
     "group_range",
+    "kmeans_1d",
     "num_threads",
     "pack_bits",
     "quantize_affine",
@@ -152,6 +153,13 @@ def dequantize_float_packed(
     dtype: str,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]: ...
+def kmeans_1d(
+    x: NDArray[Any],
+    dtype: str,
+    k: int,
+    weights: NDArray[float64] | None,
+    with_labels: bool,
+) -> tuple[NDArray[float64], NDArray[int32] | None, NDArray[float64], NDArray[int32]]: ...
 def simd_level() -> str: ...
 def simd_levels() -> list[str]: ...
 def set_simd_level(name: str) -> None: ...

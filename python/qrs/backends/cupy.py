@@ -23,7 +23,7 @@ from ..float_formats import FORMATS
 from . import nvrtc
 from .cuda.kernels import CAST, ENCODE, SATURATE, SCALE, Kernels
 from .cuda.launch import KERNELS, Faults, Load, cubins
-from .reference import Array, Bytes, Codes, Float32, Integers, Reference
+from .reference import Array, Bytes, Codes, Float32, Float64, Integers, Reference
 
 __all__ = ["KERNELS", "Cupy", "missing"]
 
@@ -291,6 +291,15 @@ class Cupy(Reference):
             is_packed = FORMATS[format].bits == 4
             self._kernels.dequantize_float(packed, group_size, format, scale, is_packed, out)
         return out
+
+    # ---- Clustering ------------------------------------------------------------------------------
+
+    def kmeans_1d(
+        self, x: Array, k: int, weights: Float64 | None, with_labels: bool
+    ) -> tuple[Float64, NDArray[np.int32] | None, Float64, NDArray[np.int32]]:
+        problem = "kmeans_1d: got an array on a GPU, expected one on the host: there is no kernel"
+        fix = "qrs.kmeans_1d(cupy.asnumpy(x), k)"
+        raise DeviceError(f"{problem}; fix: {fix}", arg="x", value="cupy", expected=fix)
 
 
 def _packed_shape(shape: tuple[int, ...], bits: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .. import _qrs
 from ..constants import DTYPE_NAMES, DTYPES
 from ..float_formats import FORMATS
-from .reference import Array, Bytes, Codes, Float32, Integers, Reference, into
+from .reference import Array, Bytes, Codes, Float32, Float64, Integers, Reference, into
 
 
 class Rust(Reference):
@@ -192,6 +192,11 @@ class Rust(Reference):
         )
         return _typed(x_hat, dtype)
 
+    def kmeans_1d(
+        self, x: Array, k: int, weights: Float64 | None, with_labels: bool
+    ) -> tuple[Float64, NDArray[np.int32] | None, Float64, NDArray[np.int32]]:
+        return _qrs.kmeans_1d(*_raw(x), k, weights, with_labels)
+
 
 _FLOAT32 = DTYPES["float32"]
 
@@ -201,7 +206,7 @@ def _raw(x: Array) -> tuple[Array, str]:
     if x.dtype is _FLOAT32:
         return x, "float32"
     name = DTYPE_NAMES[x.dtype]
-    return (x if name == "float32" else x.view(np.uint16)), name
+    return (x if x.itemsize > 2 else x.view(np.uint16)), name
 
 
 def _typed(raw: Array, dtype: str) -> Array:

@@ -35,19 +35,30 @@ every number of threads:
 All operations take `x` as (rows, cols) in C order; groups of `group_size` run along the columns,
 the last one of a row may be shorter, and there are G = ceil(cols / group_size) of them. `scale`,
 `zero_point`, `lo` and `hi` have the shape (rows, G). There are no axes, schemes or files here.
+Clustering knows no groups, and takes float64 as it is: all its arithmetic is float64.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-from .arrays import Array, Bytes, Codes, Float32, Integers, into
-from .codebooks import CodebookOperations
+from .arrays import Array, Bytes, Codes, Float32, Float64, Integers, into
+from .kmeans_1d import Kmeans1dOperations
 
-__all__ = ["OPERATIONS", "Array", "Bytes", "Codes", "Float32", "Integers", "Reference", "into"]
+__all__ = [
+    "OPERATIONS",
+    "Array",
+    "Bytes",
+    "Codes",
+    "Float32",
+    "Float64",
+    "Integers",
+    "Reference",
+    "into",
+]
 
 
-class Reference(CodebookOperations):
+class Reference(Kmeans1dOperations):
     """Every operation in numpy. Other backends override what they accelerate.
 
     >>> import numpy as np

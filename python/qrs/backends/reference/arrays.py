@@ -13,6 +13,7 @@ from ...float_formats import ALIASES, FORMATS
 
 Array = NDArray[Any]
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 Codes = NDArray[Any]
 """int8 or uint8; for float formats uint8, uint16 or uint32."""
 Bytes = NDArray[np.uint8]
