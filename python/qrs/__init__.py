@@ -29,21 +29,38 @@ from .errors import (
 from .formats.qrs_file import load, save
 from .granularity import PerAxis, PerGroup, PerTensor
 from .qtensor import QTensor
-from .schemes import MXFP4, MXFP8, NVFP4, Float, Int, parse
+from .schemes import (
+    FP4,
+    MXFP4,
+    MXFP8,
+    NF4,
+    NVFP4,
+    Codebook,
+    Float,
+    Int,
+    KMeans,
+    LearnedCodebook,
+    parse,
+)
 
 __version__: str
 
 __all__ = [
+    "FP4",
     "MXFP4",
     "MXFP8",
+    "NF4",
     "NVFP4",
     "ArgTypeError",
     "ArgValueError",
+    "Codebook",
     "DeviceError",
     "Float",
     "FormatError",
     "Int",
     "InternalError",
+    "KMeans",
+    "LearnedCodebook",
     "PerAxis",
     "PerGroup",
     "PerTensor",

@@ -18,10 +18,9 @@ from .constants import DTYPE_NAMES
 from .errors import ArgTypeError, KernelFault, bad
 from .qtensor import QTensor
 from .schemes import Scheme, as_scheme
+from .solvers import SOLVERS, checked_weights
 
 Array = NDArray[Any]
-
-SOLVERS = ("minmax",)
 
 
 @reports_memory
@@ -32,6 +31,7 @@ def quantize(
     solver: str = "minmax",
     scale: Any = None,
     zero_point: Any = None,
+    weights: Any = None,
     out: QTensor | None = None,
     backend: str | None = None,
 ) -> QTensor:
@@ -42,9 +42,12 @@ def quantize(
     x : array of one dimension or more, float32, float16, bfloat16 or float64 (narrowed to
         float32), any strides; see `qrs.arrays` for what else converts. It is not changed.
     scheme : a scheme, or its string such as "int4-g128-asym".
-    solver : how scales are chosen; "minmax" covers the range of each group.
+    solver : how scales are chosen; "minmax" covers the range of each group, "lsq" searches for less
+        squared error (see `qrs.solvers.lsq`). Learned codebooks do that anyway.
     scale, zero_point : parameters known beforehand, in their stored shapes; the scale is rounded
         to the scheme's scale dtype. Without them they come from the range of `x`.
+    weights : the importance of each squared error, such as the diagonal of a Hessian: numbers of 0
+        or more that broadcast to the shape of `x`. For learned codebooks and "lsq".
     out : a QTensor of the same scheme and shape to overwrite and return; after an error its
         contents are unspecified.
     backend : "reference", "rust" or "cupy"; by default the type of `x` decides.
@@ -61,17 +64,19 @@ def quantize(
     scheme = as_scheme(scheme)
     if not isinstance(solver, str) or solver not in SOLVERS:
         raise bad("solver", f"got {solver!r}", solver, f"one of: {', '.join(SOLVERS)}")
-    chosen = backends.resolve(backend, x, scale, zero_point)
+    chosen = backends.resolve(backend, x, scale, zero_point, weights)
     given = plain(x)
     array = as_input(given)
     if out is not None:
         if not isinstance(out, QTensor):
             raise bad("out", f"got {type(out).__name__}", type(out), "a QTensor", ArgTypeError)
         out.check_as_out(scheme, array.shape, [given, scale, zero_point])
+    if weights is not None:
+        weights = checked_weights(weights, array)
     with Held(array):
         values = as_kernel_float(array)
         try:
-            qt = scheme.quantize(values, chosen, scale, zero_point, out)
+            qt = SOLVERS[solver](values, scheme, chosen, scale, zero_point, weights, out)
         except KernelFault as fault:
             raise scheme.explain(fault, values) from None
     if values is not array:

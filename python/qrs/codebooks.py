@@ -30,7 +30,7 @@ _FP4_MAGNITUDES = (
     0.0, 0.0052083334885537624, 0.6666666865348816, 1.0,
     0.3333333432674408, 0.5, 0.1666666716337204, 0.25,
 )  # fmt: skip
-FP4: Final = _FP4_MAGNITUDES + (0.0, *(-level for level in _FP4_MAGNITUDES[1:]))
+FP4: Final = (*_FP4_MAGNITUDES, 0.0, *(-level for level in _FP4_MAGNITUDES[1:]))
 """The 4-bit float of bitsandbytes, by code: twelfths of 0, 1/16, 8, 12, 4, 6, 2, 3, then the same
 below zero. It is not e2m1; the code 8 is +0.0 once more."""
 
@@ -65,7 +65,11 @@ _DYNAMIC8_POSITIVE = (
     0.9085937738418579, 0.922656238079071, 0.936718761920929, 0.9507812261581421, 0.96484375,
     0.9789062738418579, 0.992968738079071, 1.0,
 )  # fmt: skip
-DYNAMIC8: Final = (*(-level for level in reversed(_DYNAMIC8_POSITIVE[:-1])), 0.0, *_DYNAMIC8_POSITIVE)
+DYNAMIC8: Final = (
+    *(-level for level in reversed(_DYNAMIC8_POSITIVE[:-1])),
+    0.0,
+    *_DYNAMIC8_POSITIVE,
+)
 """The signed 8-bit dynamic map: Dettmers, "8-Bit Approximations for Parallelism in Deep Learning",
 2015. Stored as numbers, those of bitsandbytes, since they come out of a linspace that differs
 between libraries in the last place."""
@@ -80,8 +84,8 @@ def thresholds(levels: Float32, codes: NDArray[np.integer] | None = None) -> Flo
     """From which number on each level but the first is taken: `rank = sum(v >= t for t in ...)`.
 
     `levels` (..., k) ascend. A number on a midpoint belongs to the lower level; with `codes`,
-    (k,), to that of the lower code. Of equal levels the first is taken and the others never are. NaN
-    stands for a level that is never reached, since no comparison with it holds.
+    (k,), to that of the lower code. Of equal levels the first is taken and the others never are.
+    NaN stands for a level that is never reached, since no comparison with it holds.
 
     >>> thresholds(np.array([-1, 0, 2], np.float32)).tolist() == [
     ...     float(np.nextafter(np.float32(-0.5), np.float32(1))),
@@ -112,29 +116,21 @@ def half_even_thresholds(qmin: int, qmax: int) -> Float32:
     return np.where(lower % 2, middle, np.nextafter(middle, np.float32(np.inf)))
 
 
-def ranked(
-    table: tuple[float, ...], ties_down: bool = False
-) -> tuple[Float32, Float32, NDArray[np.uint8] | None]:
+@lru_cache(maxsize=64)
+def ranked(table: tuple[float, ...]) -> tuple[Float32, Float32, NDArray[np.uint8] | None]:
     """A table of any order as ascending levels, their thresholds, and the codes of the levels.
 
-    Of equal levels only the lowest code is ever taken; ties go to the lower code, or with
-    `ties_down` to the lower level. The codes are None where they are 0, 1, 2, ...
+    Of equal levels only the lowest code is ever taken; ties go to the lower code, those of FP4 to
+    the lower level. The codes are None where they are 0, 1, 2, ...
 
     >>> levels, t, codes = ranked((1.0, 0.0))
     >>> levels.tolist(), codes.tolist(), codes[int(np.sum(np.float32(0.5) >= t))]
     ([0.0, 1.0], [1, 0], np.uint8(0))
     """
-    return _ranked(table, ties_down)
-
-
-@lru_cache(maxsize=64)
-def _ranked(
-    table: tuple[float, ...], ties_down: bool
-) -> tuple[Float32, Float32, NDArray[np.uint8] | None]:
     values = np.array(table, np.float32)
     codes = np.argsort(values, kind="stable")
     levels = values[codes]
-    limits = thresholds(levels, None if ties_down else codes)
+    limits = thresholds(levels, None if table == FP4 else codes)
     identity = bool(np.array_equal(codes, np.arange(len(codes))))
     return levels, limits, None if identity else codes.astype(np.uint8)
 
@@ -147,4 +143,3 @@ def _next_distinct(levels: Float32) -> Float32:
         equal = levels[..., i] == levels[..., i + 1]
         found[..., i] = np.where(equal, after, found[..., i])
     return found
-

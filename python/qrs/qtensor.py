@@ -65,14 +65,15 @@ class QTensor:
     @classmethod
     def from_parts(
         cls, scheme: Scheme | str, shape: tuple[int, ...], codes: Any, scale: Any,
-        zero_point: Any = None,
+        zero_point: Any = None, codebook: Any = None,
     ) -> QTensor:  # fmt: skip
         """A QTensor from codes and parameters computed elsewhere.
 
         `codes` are integers of `shape`, one per element (they are packed here); `scale` and
         `zero_point` have the stored shapes: () per tensor, (shape[axis],) per axis,
-        (*shape[:-1], G) per group. Raises `ArgValueError` or `ArgTypeError` that names the
-        argument and the first wrong index.
+        (*shape[:-1], G) per group; `codebook`, where tables are learned, has an axis of levels
+        more, and `scale` is None where there is none. Raises `ArgValueError` or `ArgTypeError` that
+        names the argument and the first wrong index.
 
         >>> qt = QTensor.from_parts("int8", (3,), [1, -2, 3], 0.5)
         >>> qt.dequantize().tolist()
@@ -80,7 +81,9 @@ class QTensor:
         """
         from .schemes import as_scheme
 
-        return as_scheme(scheme).from_codes(_checked_shape(shape), codes, scale, zero_point)
+        return as_scheme(scheme).from_codes(
+            _checked_shape(shape), codes, scale, zero_point, codebook
+        )
 
     @classmethod
     def from_leaves(
@@ -142,6 +145,15 @@ class QTensor:
     def zero_point(self) -> Array | None:
         """The zero points, in the dtype of the codes and the shape of the scale, or None."""
         return self.scheme.zero_point(self)
+
+    @property
+    def codebook(self) -> Array | None:
+        """What codes stand for, as float32, or None where codes are numbers.
+
+        (k,) per tensor, (n, k) per axis, (*shape[:-1], G, k) per group; learned tables are stored
+        in `parts["codebook"]`, fixed ones are not stored.
+        """
+        return self.scheme.codebook(self)
 
     @property
     def ndim(self) -> int:

@@ -9,15 +9,21 @@ from functools import lru_cache
 
 from ..errors import ArgTypeError, bad
 from .base import Scheme, from_dict
+from .codebook import FP4, NF4, Codebook, KMeans, LearnedCodebook
 from .float import MXFP4, MXFP8, NVFP4, Float
 from .int import Int
 
 __all__ = [
+    "FP4",
     "MXFP4",
     "MXFP8",
+    "NF4",
     "NVFP4",
+    "Codebook",
     "Float",
     "Int",
+    "KMeans",
+    "LearnedCodebook",
     "Scheme",
     "as_scheme",
     "from_dict",
@@ -27,7 +33,9 @@ __all__ = [
 GRAMMAR = (
     "int<b>|uint<b>[-axisN|-gN][-asym][-full][-f16|-bf16][-flat][-ragged], b = 2..8; or "
     "bf16|f16|e4m3|e5m2|e2m1[-tensor|-axisN|-gN][-f16|-bf16|-e8m0][-flat][-ragged]; or "
-    "nvfp4|mxfp4|mxfp8[-flat][-ragged]"
+    "nvfp4|mxfp4|mxfp8[-flat][-ragged]; or nf4|fp4[-gN][-dq][-f16|-bf16][-flat][-ragged]; or "
+    "kmeans<b>[-axisN|-gN][-f32|-bf16][-sparse<fraction>][-flat][-ragged]; or "
+    "learned<b>-gN-s6|-s8[-f32|-bf16][-flat][-ragged]"
 )
 
 
@@ -40,6 +48,9 @@ def parse(text: str) -> Scheme:
     along all axes but the first, `-ragged` a shorter last group. Float schemes begin with a format;
     without `-tensor`, `-axisN` or `-gN` they are plain casts, and then `-strict` refuses what is
     too large. `-e8m0` stores scales as powers of two. `nvfp4`, `mxfp4`, `mxfp8` are whole schemes.
+    `nf4` and `fp4` have groups of 64 without `-gN`, and `-dq` quantizes their scales; `-f32` and
+    `-bf16` after `kmeans` and `learned` are the dtype of the tables, `-sparse0.0045` the part of
+    outliers, and `-s6` the bits of the scales.
 
     Raises `ArgTypeError`, and `ArgValueError` for a string that is no scheme.
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from .. import backends
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Shape = tuple[int, ...]
 PartSpecs = dict[str, tuple[str, Shape]]
+
+
+class ValueSet(NamedTuple):
+    """What codes stand for, times the scale: ascending levels, and from where each is taken."""
+
+    levels: NDArray[np.float32]
+    thresholds: NDArray[np.float32]
 
 
 Built = TypeVar("Built", bound="Scheme")
@@ -88,8 +96,22 @@ class Scheme(ABC):
         scale: Any = None,
         zero_point: Any = None,
         out: QTensor | None = None,
+        weights: NDArray[np.float32] | None = None,
     ) -> QTensor:
-        """Quantize an array that `qrs.arrays` has checked."""
+        """Quantize an array that `qrs.arrays` has checked.
+
+        `weights`, in the shape of `x`, are for schemes that learn; for others they are an error.
+        """
+
+    def value_set(self) -> ValueSet | None:
+        """The levels between which a solver of scales may choose; None where there is none."""
+        return None
+
+    def quantize_with(
+        self, x: Array, backend: Reference, scale: Any, out: QTensor | None = None
+    ) -> QTensor:
+        """Quantize with scales (rows, G) that a solver found; for schemes with a `value_set`."""
+        raise NotImplementedError
 
     @abstractmethod
     def dequantize(
@@ -102,7 +124,9 @@ class Scheme(ABC):
         """`dequantize(quantize(x))` in the dtype of `x`."""
 
     @abstractmethod
-    def from_codes(self, shape: Shape, codes: Any, scale: Any, zero_point: Any) -> QTensor:
+    def from_codes(
+        self, shape: Shape, codes: Any, scale: Any, zero_point: Any, codebook: Any = None
+    ) -> QTensor:
         """Parts from codes and parameters made elsewhere, checked."""
 
     @abstractmethod
@@ -129,6 +153,11 @@ class Scheme(ABC):
         """Whether rows of the leading axis can be quantized apart, and give the same bits."""
         return self.granularity.is_rowwise(ndim)
 
+    @property
+    def loads_by_rows(self) -> bool:
+        """Whether what is stored of some rows lies in one piece of each part, or is all of it."""
+        return True
+
     def scale(self, qt: QTensor, backend: Reference | None = None) -> Any:
         """The scales as float32, or None."""
         part, dtype = qt.parts.get("scale"), self.scale_dtype
@@ -138,6 +167,10 @@ class Scheme(ABC):
             backend = backend or backends.of(part.packed)
             return part.scheme.dequantize(part, "float32", backend)
         return scales.decoded(part, dtype, backend)
+
+    def codebook(self, qt: QTensor) -> Array | None:
+        """The levels by code as float32, or None where codes are numbers."""
+        return None
 
     @abstractmethod
     def zero_point(self, qt: QTensor, backend: Reference | None = None) -> Array | None:

@@ -37,6 +37,15 @@ def refuse_first(wrong: Any, values: Array, arg: str, expected: str) -> None:
     raise bad(arg, f"{found} at {index_text(at)}", found, expected)
 
 
+def useless(scheme: Scheme, arg: str, value: Any) -> QrsError:
+    """The error for an argument that a scheme has no use for."""
+    reason = {
+        "weights": "whose codes do not depend on them; solver='lsq' uses them",
+        "codebook": "which has none",
+    }[arg]
+    return bad(arg, f"given for {scheme}, {reason}", type(value), "None")
+
+
 def check_nonzero(scale: Float32) -> None:
     """Nothing can be divided by a scale of 0."""
     refuse_first(scale == 0, scale, "scale", "values other than 0")

@@ -237,7 +237,10 @@ class Float(Scheme, family="float"):
         scale: Any = None,
         zero_point: Any = None,
         out: QTensor | None = None,
+        weights: Any = None,
     ) -> QTensor:
+        if weights is not None:
+            raise checks.useless(self, "weights", weights)
         if zero_point is not None:
             raise bad("zero_point", f"given for {self}, which has none", zero_point, "None")
         if scale is not None:
@@ -255,7 +258,11 @@ class Float(Scheme, family="float"):
         qt = float_parts.quantize(self, x, backend, None, None)
         return float_parts.dequantize(self, qt, x.dtype.name, backend, out)
 
-    def from_codes(self, shape: Shape, codes: Any, scale: Any, zero_point: Any) -> QTensor:
+    def from_codes(
+        self, shape: Shape, codes: Any, scale: Any, zero_point: Any, codebook: Any = None
+    ) -> QTensor:
+        if codebook is not None:
+            raise checks.useless(self, "codebook", codebook)
         return float_checks.from_codes(self, shape, codes, scale, zero_point)
 
     def check_parts(self, qt: QTensor) -> None:

@@ -16,12 +16,13 @@ import numpy as np
 
 from ..backends.reference import Reference
 from ..checks import checked_integer
+from ..codebooks import half_even_thresholds
 from ..constants import SCALE_DTYPES
 from ..errors import ArgTypeError, KernelFault, QrsError, bad
 from ..granularity import Granularity, PerGroup, granularity_of
 from ..qtensor import QTensor
 from . import checks, int_checks, int_parts, scales
-from .base import Array, PartSpecs, Scheme, Shape
+from .base import Array, PartSpecs, Scheme, Shape, ValueSet
 from .layout import layout_of, packed_bits, packed_shape, unpacked_bits
 
 _SPELLING = re.compile(
@@ -184,7 +185,10 @@ class Int(Scheme, family="int"):
         scale: Any = None,
         zero_point: Any = None,
         out: QTensor | None = None,
+        weights: Any = None,
     ) -> QTensor:
+        if weights is not None:
+            raise checks.useless(self, "weights", weights)
         if scale is not None or zero_point is not None:
             expected = layout_of(self, x.shape).scale_shape
             scale, zero_point = int_checks.given_qparams(self, expected, scale, zero_point)
@@ -200,7 +204,22 @@ class Int(Scheme, family="int"):
     def fake_quantize(self, x: Array, backend: Reference, out: Array | None = None) -> Array:
         return int_parts.fake_quantize(self, x, backend, out)
 
-    def from_codes(self, shape: Shape, codes: Any, scale: Any, zero_point: Any) -> QTensor:
+    def value_set(self) -> ValueSet | None:
+        if not self.symmetric:
+            return None
+        levels = np.arange(self.qmin, self.qmax + 1).astype(np.float32)
+        return ValueSet(levels, half_even_thresholds(self.qmin, self.qmax))
+
+    def quantize_with(
+        self, x: Array, backend: Reference, scale: Any, out: QTensor | None = None
+    ) -> QTensor:
+        return int_parts.quantize(self, x, backend, scale, None, out)
+
+    def from_codes(
+        self, shape: Shape, codes: Any, scale: Any, zero_point: Any, codebook: Any = None
+    ) -> QTensor:
+        if codebook is not None:
+            raise checks.useless(self, "codebook", codebook)
         layout = layout_of(self, shape)
         codes = int_checks.given_integers(self, "codes", shape, codes)
         scale, zero_point = int_checks.given_qparams(self, layout.scale_shape, scale, zero_point)

@@ -37,6 +37,11 @@ class Layout:
     packs_in_rows: bool
     """Whether the rows of the kernels, packed, are the bytes that are stored."""
 
+    @property
+    def groups_in_all(self) -> int:
+        """Groups of all rows."""
+        return self.rows * self.groups
+
 
 @lru_cache(maxsize=1024)
 def layout_of(scheme: Scheme, shape: Shape) -> Layout:

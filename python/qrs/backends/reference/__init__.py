@@ -14,14 +14,14 @@ every number of threads:
    to infinity is a fault.
 4. A scale that comes out as zero becomes 1. Subnormals are kept.
 5. NaN and infinities are a fault.
-6. In float32 sums, the lane of element i is i mod 16, missing elements are +0, and the lanes fold as
+6. In sums, the lane of element i is i mod 16, missing elements are +0, and the lanes fold as
    (l, l + 8), (l, l + 4), (l, l + 2), (l, l + 1). Rows longer than 65,536 are cut into chunks of
    65,536, and the chunk sums, in order, are summed by the same rule. No fused multiply-add.
 7. Scales are rounded to their stored dtype first; zero points and codes use the rounded ones. A
    scale that overflows its dtype is a fault.
-8. Codebooks encode as bitsandbytes does: v = x * (1 / max(|scale|, 1e-38)), with the sign of the scale,
-   and the code counts the thresholds that v reaches. scale = max(hi / highest, lo / lowest level);
-   one that comes out as zero stays zero, and its group decodes to zeros whatever the table.
+8. Codebooks encode as bitsandbytes does: v = x * (1 / max(|scale|, 1e-38)), with the sign of the
+   scale, and the code counts the thresholds that v reaches. scale = max(hi / highest level,
+   lo / lowest level); one that comes out as zero stays zero, and its group decodes to zeros.
 9. Conversions between float formats keep NaN, as the canonical quiet one with the sign of the
    input, and infinities where the format has them. What is too large becomes infinity (e4m3: NaN),
    or with `saturate` the largest number, which in e4m3 infinities become too. e2m1 always

@@ -145,7 +145,8 @@ class CodebookOperations(FloatOperations):
                 found, gain = search.refined(base * factor)
                 better = (gain > most) & np.isfinite(found * np.abs(levels).max())
                 best, most = np.where(better, found, best), np.where(better, gain, most)
-            return np.where(search.error(best) < search.error(scale), best, scale)
+            found: Float32 = np.where(search.error(best) < search.error(scale), best, scale)
+            return found
 
     # Fused operations. A backend that can do them in one pass over memory overrides them.
 

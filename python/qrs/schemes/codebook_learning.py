@@ -1,0 +1,158 @@
+"""How tables are learned: k-means on values, or a table and scales that take turns.
+
+Squared errors are what is lowered, times `weights` (rows, cols) where they are given. Groups lie as
+rows here, (n, group_size); behind a shorter last one there are zeros of no weight.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import codebooks
+from ..backends.reference import Reference
+from ..errors import bad
+from . import scales
+from .base import Array
+from .layout import Layout
+
+if TYPE_CHECKING:
+    from .codebook import Codebook
+
+Float32 = NDArray[np.float32]
+
+SAMPLE = 1 << 20
+"""Values that a table is learned from, where there are more: every so many groups."""
+ROUNDS = 12
+"""Turns of scales and table on the sample, and then as many as this with all scales stored:"""
+LAST_ROUNDS = 2
+
+
+def learned(
+    scheme: Codebook,
+    rows: Array,
+    layout: Layout,
+    weights: Float32 | None,
+    scale: Any,
+    backend: Reference,
+) -> tuple[Float32, Any]:
+    """Tables (B, k), ascending and rounded to their stored dtype, and scales (rows, G) or None."""
+    x, w = groups_apart(rows, layout, weights)
+    if scheme.scale_dtype is None:
+        return kmeans_tables(scheme, x, w, backend), None
+    learner = Learner(scheme, x.astype(np.float32), w, backend)
+    table, scale = learner.learn(None if scale is None else scale.reshape(-1, 1))
+    return table, scale.reshape(layout.rows, layout.groups)
+
+
+def groups_apart(
+    rows: Array, layout: Layout, weights: Float32 | None
+) -> tuple[Array, Float32 | None]:
+    """Values and weights with a row for each group."""
+    size = min(layout.group_size, layout.cols)
+    missing = layout.groups * size - layout.cols
+    if missing:
+        weights = np.ones(rows.shape, np.float32) if weights is None else weights
+        rows, weights = (np.pad(part, ((0, 0), (0, missing))) for part in (rows, weights))
+    return rows.reshape(-1, size), None if weights is None else weights.reshape(-1, size)
+
+
+def kmeans_tables(
+    scheme: Codebook, x: Array, weights: Float32 | None, backend: Reference
+) -> Float32:
+    """The centers of each row; where all weights are zeros, those without weights."""
+    if weights is not None:
+        weights = np.where(weights.any(axis=1, keepdims=True), weights, np.float32(1))
+    centers = backend.kmeans_1d(x, scheme.levels, weights, False)[0]
+    return rounded(scheme, centers.astype(np.float32), backend)
+
+
+def rounded(scheme: Codebook, table: Float32, backend: Reference) -> Float32:
+    """Levels as they are stored."""
+    stored = scales.stored(table, scheme.book_dtype, table.shape, backend)
+    found: Float32 = scales.decoded(stored, scheme.book_dtype, backend)
+    if not np.isfinite(found).all():
+        level = float(table.flat[int(np.argmax(~np.isfinite(found)))])
+        text = f"{scheme.book_dtype} overflows: a level is {level:.6g}"
+        raise bad("book_dtype", text, scheme.book_dtype, "a wider book_dtype")
+    return found
+
+
+class Learner:
+    """A table for groups x (n, group_size) and a scale for each of them."""
+
+    def __init__(
+        self, scheme: Codebook, x: Float32, weights: Float32 | None, backend: Reference
+    ) -> None:
+        self.scheme, self.backend = scheme, backend
+        self.x, self.weights = x, weights
+        self.step = -(-x.size // SAMPLE)
+
+    def learn(self, scale: Float32 | None) -> tuple[Float32, Float32]:
+        """The table (1, k), rounded, and scales (n, 1), those given or the best."""
+        x, weights = self.x[:: self.step], self.weights
+        weights = None if weights is None else weights[:: self.step]
+        given = None if scale is None else scale[:: self.step]
+        table = self.first(x, weights)
+        for _ in range(ROUNDS):
+            found = self.searched(x, weights, table) if given is None else given
+            table = self.refitted(x, weights, table, found)
+        for _ in range(LAST_ROUNDS):
+            table = rounded(self.scheme, table, self.backend)
+            found = self.searched(self.x, self.weights, table) if scale is None else scale
+            stored = self.stored(found)
+            table = self.refitted(self.x, self.weights, table, stored)
+        table = rounded(self.scheme, table, self.backend)
+        found = self.searched(self.x, self.weights, table) if scale is None else scale
+        return table, found
+
+    def first(self, x: Float32, weights: Float32 | None) -> Float32:
+        """k-means of the values over the one of largest magnitude in their group."""
+        extreme = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)
+        extreme[extreme == 0] = 1
+        squares = np.broadcast_to(extreme * extreme, x.shape)
+        importance = squares if weights is None else squares * weights
+        values, importance = (x / extreme).reshape(1, -1), importance.reshape(1, -1)
+        if not importance.any():
+            importance = np.ones_like(importance)
+        centers = self.backend.kmeans_1d(values, self.scheme.levels, importance, False)[0]
+        return centers.astype(np.float32)
+
+    def searched(self, x: Float32, weights: Float32 | None, table: Float32) -> Float32:
+        """The scale search for a table."""
+        ends = (float(table[0, 0]), float(table[0, -1]))
+        lo, hi = self.backend.group_range(x, x.shape[1])
+        start = self.backend.choose_scale_codebook(lo, hi, *ends, "float32")
+        factors = np.concatenate([codebooks.LSQ_FACTORS, -codebooks.LSQ_FACTORS])
+        return self.backend.choose_scale_lsq(
+            x, x.shape[1], weights, table[0], codebooks.thresholds(table[0]), factors, start,
+            "float32",
+        )  # fmt: skip
+
+    def stored(self, scale: Float32) -> Float32:
+        """Scales as they are stored."""
+        dtype, inner = str(self.scheme.scale_dtype), self.scheme.inner
+        if inner is None:
+            part = scales.stored(scale, dtype, scale.shape, self.backend)
+            found: Float32 = scales.decoded(part, dtype, self.backend)
+            return found
+        nested = inner.quantize(scale.reshape(-1), self.backend)
+        return inner.dequantize(nested, "float32", self.backend).reshape(scale.shape)
+
+    def refitted(
+        self, x: Float32, weights: Float32 | None, table: Float32, scale: Float32
+    ) -> Float32:
+        """Each level as the least squares of what was nearest to it; the largest magnitude is 1."""
+        codes = self.backend.quantize_codebook(
+            x, x.shape[1], scale, codebooks.thresholds(table), None
+        ).reshape(-1)
+        ws = scale if weights is None else weights * scale
+        levels = table.shape[1]
+        above = np.bincount(codes, (ws * x).reshape(-1), levels)
+        squares = np.broadcast_to(ws * scale, x.shape).reshape(-1)
+        below = np.bincount(codes, squares, levels)
+        found = np.where(below > 0, above / np.where(below > 0, below, 1), table[0])
+        found = np.sort(found / (np.abs(found).max() or 1))
+        return found.astype(np.float32)[None]
