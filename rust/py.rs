@@ -5,6 +5,7 @@
 //! while a kernel runs.
 
 mod arrays;
+mod codebook;
 mod errors;
 mod floats;
 mod kmeans;
@@ -30,6 +31,11 @@ use params::{
 /// The kernels of qrs. Private: use the functions of the package `qrs`.
 #[pymodule]
 mod _qrs {
+    #[pymodule_export]
+    use super::codebook::{
+        center_scales, choose_scale_codebook, choose_scale_lsq, dequantize_codebook,
+        dequantize_codebook_packed, quantize_codebook, quantize_codebook_packed,
+    };
     #[pymodule_export]
     use super::floats::{
         choose_scale_float, choose_scale_float_nested, decode_float, dequantize_float,

@@ -64,7 +64,7 @@ def kmeans_tables(
 ) -> Float32:
     """The centers of each row; where all weights are zeros, those without weights."""
     if weights is not None:
-        weights = np.where(weights.any(axis=1, keepdims=True), weights, np.float32(1))
+        weights = np.where(weights.any(axis=1, keepdims=True), weights, 1.0)
     centers = backend.kmeans_1d(x, scheme.levels, weights, False)[0]
     return rounded(scheme, centers.astype(np.float32), backend)
 
@@ -119,6 +119,7 @@ class Learner:
         values, importance = (x / extreme).reshape(1, -1), importance.reshape(1, -1)
         if not importance.any():
             importance = np.ones_like(importance)
+        importance = importance.astype(np.float64)
         centers = self.backend.kmeans_1d(values, self.scheme.levels, importance, False)[0]
         return centers.astype(np.float32)
 

@@ -192,9 +192,7 @@ class _Sums:
     def every(self, stride: int) -> _Sums:
         """The same where clusters begin at every `stride`-th value alone."""
         coarse = _Sums.__new__(_Sums)
-        coarse.w, coarse.s, coarse.t = (
-            v[:-1:stride] + v[-1:] for v in (self.w, self.s, self.t)
-        )
+        coarse.w, coarse.s, coarse.t = (v[:-1:stride] + v[-1:] for v in (self.w, self.s, self.t))
         return coarse
 
     def cost(self, p: int, i: int) -> float:
