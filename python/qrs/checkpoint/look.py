@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..formats.header import nbytes as file_nbytes
-from ..granularity import PerGroup
+from ..granularity import PerAxis, PerGroup
 from ..qtensor import QTensor
 from ..schemes import Scheme
 from ..schemes.layout import layout_of
@@ -229,8 +229,7 @@ def choose_drawn(values: Values, found: Look) -> Callable[[], Iterator[Array]]:
     book.tables = table_count(entry)
     if table_rows(entry):
         of_row = values_of_row(values, row, book)
-        group = ", its first group" * isinstance(entry.scheme.granularity, PerGroup)
-        found.drawn, found.marks = f"values of row {row}{group}", book.levels.tolist()
+        found.drawn, found.marks = words_of_row(entry.scheme, row), book.levels.tolist()
         return lambda: iter([of_row])
     found.marks = book.levels.tolist()
     if entry.scheme.scale_dtype is None:
@@ -241,6 +240,19 @@ def choose_drawn(values: Values, found: Look) -> Callable[[], Iterator[Array]]:
         found.drawn = "decoded values / absmax of their group"
         found.marks = (book.levels / (np.abs(book.levels).max() or 1)).tolist()
     return lambda: (relative(x, part, decoded) for x, part in values.blocks() if part is not None)
+
+
+def words_of_row(scheme: Scheme, row: int) -> str:
+    """What is drawn where tables are many.
+
+    >>> import qrs
+    >>> words_of_row(qrs.parse("kmeans4-g32"), 3), words_of_row(qrs.parse("kmeans4-axis1"), 3)
+    ('values of row 3, its first group', 'values at 3 of axis 1')
+    """
+    granularity = scheme.granularity
+    if isinstance(granularity, PerAxis) and granularity.axis:
+        return f"values at {row} of axis {granularity.axis}"
+    return f"values of row {row}" + ", its first group" * isinstance(granularity, PerGroup)
 
 
 def values_of_row(values: Values, row: int, book: CodebookUse) -> Array:

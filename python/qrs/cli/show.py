@@ -42,7 +42,7 @@ def show_plan(plan: Plan) -> None:
     if plan.memory_bound > plan.streaming_bound:
         why = f"the {plan.backend} backend copies whole tensors where a scale spans rows"
         if plan.backend != "reference":
-            why = "more than 3 x the largest tensor + 256 MiB, for tables that are learned"
+            why = "several times a tensor where a scale or a table that is learned spans its rows"
     about = size(plan.memory_estimate)
     print(f"memory: at most {size(plan.memory_bound)} ({why}), about {about} expected")
 
