@@ -77,6 +77,11 @@ class Statistics:
         """The largest magnitude."""
         return max(self.max, -self.min) if self.count else math.nan
 
+    def numbers(self) -> dict[str, float]:
+        """Those that are no counts, by name."""
+        names = ("min", "max", "mean", "std", "absmax")
+        return {name: getattr(self, name) for name in names}
+
     def range(self) -> tuple[float, float]:
         """From where to where a histogram reaches."""
         if not math.isfinite(self.std):
@@ -86,9 +91,8 @@ class Statistics:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values."""
-        names = ("min", "max", "mean", "std", "absmax")
         counts = {"zeros": self.zeros, "nonfinite": self.nonfinite}
-        return {**{name: finite(getattr(self, name)) for name in names}, **counts}
+        return {**{name: finite(value) for name, value in self.numbers().items()}, **counts}
 
 
 @dataclass(frozen=True)

@@ -49,9 +49,7 @@ def values_line(values: Statistics) -> str:
     counts = f"{values.zeros} zeros, {values.nonfinite} not finite"
     if not values.count:
         return counts
-    numbers = ", ".join(
-        f"{name} {getattr(values, name):.6g}" for name in ("min", "max", "mean", "std", "absmax")
-    )
+    numbers = ", ".join(f"{name} {value:.6g}" for name, value in values.numbers().items())
     return f"{numbers}; {counts}"
 
 
