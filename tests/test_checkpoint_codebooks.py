@@ -8,13 +8,21 @@ import numpy as np
 import pytest
 
 import qrs
-from checkpoints import assert_same, learned_tensors, normal, save_model, small_model
+from checkpoints import (
+    assert_same,
+    learned_tensors,
+    normal,
+    save_model,
+    small_model,
+    with_outliers,
+)
 from qrs import checkpoint
 from qrs.checkpoint import dequantize_checkpoint, make_plan, quantize_checkpoint
 from qrs.checkpoint.plan import fit
 from qrs.errors import ArgValueError
 from qrs.formats.header import TensorInfo
 from qrs.formats.qrs_file import QrsFile
+from qrs.schemes.sparse import columns_of_outliers
 
 FIXED = ["nf4-g64", "nf4-g64-dq", "fp4-g64-dq-ragged", "nf4-g32-flat", "nf4-g16-bf16"]
 MIB = 1 << 20
@@ -167,3 +175,14 @@ def test_memory_counts_what_tables_are_learned_from() -> None:
     for scheme in ("nf4-g64", "nf4-g64-dq"):
         found = plan(scheme)
         assert found.memory_bound == found.streaming_bound == 3 * 4 * size + 256 * MIB
+
+
+def test_short_rows_have_no_outliers(tmp_path: Path) -> None:
+    assert columns_of_outliers(normal((5, 3)), 0).shape == (5, 0)
+    codes, book = np.arange(80).reshape(5, 4, 4) % 8, np.linspace(-1, 1, 8)
+    plain = qrs.QTensor.from_parts("kmeans3", codes.shape, codes, None, codebook=book)
+    qt = with_outliers(plain, 0.05)
+    qrs.save(tmp_path / "q.safetensors", {"w": qt})
+    assert_same(qrs.load(tmp_path / "q.safetensors"), {"w": qt})
+    assert dict(qt.leaves())["sparse_values"].size == 0
+    assert np.array_equal(qt[2:].dequantize(), qt.dequantize()[2:])
