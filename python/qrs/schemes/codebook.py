@@ -157,6 +157,13 @@ class Codebook(Scheme, family="codebook"):
     def loads_by_rows(self) -> bool:
         return self.inner is None and not self.outlier_fraction
 
+    def with_granularity(self, granularity: Granularity) -> Scheme:
+        if not self.is_learned or self.scale_dtype is not None:
+            return super().with_granularity(granularity)
+        before = asdict(self.granularity)
+        fields = {name: value for name, value in self.to_dict().items() if name not in before}
+        return from_dict({**fields, "book_granularity": asdict(granularity)})
+
     def nested(self, shape: Shape) -> dict[str, tuple[Scheme, Shape]]:
         if self.inner is None:
             return {}
