@@ -17,9 +17,9 @@
 //! 6. Float32 sums have a fixed order of lanes, that of `sums`.
 //! 7. Scales are rounded to their stored dtype first; zero points and codes are computed with the
 //!    rounded ones. A scale that overflows its dtype is an error.
-//! 8. Codebooks: `v = x * (1 / max(|scale|, 1e-38))`, with the sign of the scale, or 0 where it is 0; the code counts
-//!    the thresholds that v reaches. `scale = max(hi / highest, lo / lowest level)`; one that comes out
-//!    as zero stays zero.
+//! 8. Codebooks: `v = x * (1 / max(|scale|, 1e-38))`, with the sign of the scale, or 0 where that is 0;
+//!    the code counts the thresholds that v reaches. `scale = max(hi / highest, lo / lowest level)`;
+//!    one that comes out as zero stays zero.
 //!
 //! This file is the one copy of each of these formulas, and `float_formats` of those of rules 9 and 10.
 //! They know nothing of arrays.

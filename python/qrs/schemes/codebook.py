@@ -294,7 +294,7 @@ def FP4(
     """The 4-bit float of bitsandbytes, otherwise as `NF4`; "e2m1" is the one of OCP.
 
     >>> import qrs
-    >>> qrs.quantize([[12.0, -7.0, 0.03, 0.0]], FP4(group_size=4)).codes.tolist()
+    >>> qrs.quantize([[12.0, -6.9, 0.03, 0.0]], FP4(group_size=4)).codes.tolist()
     [[3, 13, 0, 0]]
     """
     return _blocks("fp4", group_size, double_quant, scale_dtype, ragged, flat)

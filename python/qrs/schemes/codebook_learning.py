@@ -60,11 +60,12 @@ def groups_apart(
 
 
 def kmeans_tables(
-    scheme: Codebook, x: Array, weights: Float32 | None, backend: Reference
+    scheme: Codebook, x: Array, weights: NDArray[Any] | None, backend: Reference
 ) -> Float32:
     """The centers of each row; where all weights are zeros, those without weights."""
     if weights is not None:
-        weights = np.where(weights.any(axis=1, keepdims=True), weights, 1.0)
+        alive = weights.any(axis=1, keepdims=True)
+        weights = np.where(alive, weights.astype(np.float64), 1)
     centers = backend.kmeans_1d(x, scheme.levels, weights, False)[0]
     return rounded(scheme, centers.astype(np.float32), backend)
 
