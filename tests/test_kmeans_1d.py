@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 
 import qrs
 from nasty import FLOATS, layouts, nasty
-from qrs.backends.reference import OPERATIONS, Reference
+from qrs.backends.reference import Reference
 from qrs.backends.rust import Rust
 
 REFERENCE, RUST = Reference(), Rust()
-ONES = np.ones(1)
 
 
 def least_inertia(x, k, weights=None) -> float:
@@ -26,18 +25,26 @@ def least_inertia(x, k, weights=None) -> float:
     x = np.asarray(x, np.float64)
     w = np.ones(len(x)) if weights is None else np.asarray(weights, np.float64)
     order = np.argsort(x[w > 0])
-    exact = [(Fraction(v), Fraction(u)) for v, u in zip(x[w > 0][order], w[w > 0][order])]
-    n = len(exact)
-    cost = [[Fraction(0)] * (n + 1) for _ in range(n + 1)]
+    values, value_unit = integers(x[w > 0][order])
+    shares, share_unit = integers(w[w > 0][order])
+    n, unit = len(values), value_unit**2 * share_unit
+    cost = np.zeros((n + 1, n + 1))
     for p in range(n):
-        total = first = second = Fraction(0)
-        for i, (v, u) in enumerate(exact[p:], p + 1):
+        total = first = second = 0
+        for i, (v, u) in enumerate(zip(values[p:], shares[p:], strict=True), p + 1):
             total, first, second = total + u, first + u * v, second + u * v * v
-            cost[p][i] = second - first * first / total
+            cost[p, i] = (second * total - first * first) / (total * unit)  # rounded once
     best = cost[0]
     for _ in range(k - 1):
-        best = [min((best[p] + cost[p][i] for p in range(i)), default=0) for i in range(n + 1)]
+        best = np.array([0, *((best[:i] + cost[:i, i]).min() for i in range(1, n + 1))])
     return float(best[n])
+
+
+def integers(values) -> tuple[list[int], int]:
+    """The values as integers of a common unit, 1 / what comes second."""
+    exact = [Fraction(value) for value in values]
+    unit = max(value.denominator for value in exact)
+    return [int(value * unit) for value in exact], unit
 
 
 def check(result, x, k, weights=None) -> None:
@@ -112,10 +119,10 @@ def test_the_optimum_of_anything(x, k, data):
     check_optimal(np.array(x), k, weights)
 
 
-@pytest.mark.parametrize("k", [7, 16, 100, 129, 256, 1000, 4095])
+@pytest.mark.parametrize("k", [7, 16, 100, 129, 1023])
 def test_integers_in_a_row(k, backend):
     """Sizes of the clusters differ by at most 1; costs are linear in k in between."""
-    n = 4096
+    n = 1024
     size, larger = divmod(n, k)
     expected = ((k - larger) * (size**3 - size) + larger * ((size + 1) ** 3 - size - 1)) / 12
     x = np.random.default_rng(k).permutation(n).astype(np.float32)
@@ -149,15 +156,12 @@ def same(x, k, weights=None) -> None:
 
 
 @pytest.mark.parametrize("dtype", [*FLOATS, "float64"])
-def test_nasty_arrays(dtype, level, monkeypatch):
-    for op in OPERATIONS:
-        if op != "kmeans_1d":
-            monkeypatch.setattr(Reference, op, None)
+def test_nasty_arrays(dtype, level):
     for x in nasty("float32" if dtype == "float64" else dtype).values():
         if not x.size:
             continue
         if dtype == "float64":
-            x = x.astype(np.float64) * 2.0**900
+            x = x.astype(np.float64) * 2.0**800
         weights = np.random.default_rng(x.size).choice([0, 1e-30, 0.3, 1, 1e30], x.shape)
         weights[:, -1] = 1
         for k in (1, 2, 5, 40):
@@ -205,7 +209,7 @@ def test_a_matrix_is_its_rows(backend):
         for row in range(5):
             w = given_weights if given_weights is None or given_weights.ndim == 1 else weights[row]
             single = qrs.kmeans_1d(x[row], 4, w, backend=backend)
-            assert all(np.array_equal(a[row], b) for a, b in zip(whole, single))
+            assert all(np.array_equal(a[row], b) for a, b in zip(whole, single, strict=True))
     empty = qrs.kmeans_1d(np.zeros((0, 3)), 4, backend=backend)
     assert [part.shape for part in empty] == [(0, 4), (0, 3), (0,), (0,)]
 

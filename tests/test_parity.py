@@ -1,5 +1,5 @@
 """The Rust backend gives the bits of the reference: every operation, SIMD level and dtype.
-The float operations are in test_float_parity.py.
+The float operations are in test_float_parity.py, clustering in test_kmeans_1d.py.
 
 The expected bits come from `Reference`, itself tested against numbers computed by hand in
 test_reference.py. While a Rust operation runs, every operation of the reference raises, so that
@@ -77,7 +77,7 @@ def differing(results: dict[str, tuple], call_rust: Callable[[str], tuple]) -> l
 
 
 def test_rust_overrides_every_operation():
-    assert set(OPERATIONS) == {*ARGUMENTS, *FLOAT_ARGUMENTS}
+    assert set(OPERATIONS) == {*ARGUMENTS, *FLOAT_ARGUMENTS, "kmeans_1d"}
     assert not set(OPERATIONS) - set(vars(Rust))
 
 

@@ -4,10 +4,11 @@
 //! of 16 bits, if there are many, are counted. Either way the weights of equal values add up in the
 //! order of the input.
 
+use std::sync::{Mutex, PoisonError};
+
 use crate::error::Fault;
 use crate::numeric::{BFloat16, Element, Float16, Float32};
 use crate::rows::for_each_job;
-use std::sync::{Mutex, PoisonError};
 
 /// A floating-point format that values come in.
 pub trait Number: Copy + Send + Sync + 'static {
@@ -238,7 +239,8 @@ pub(super) fn distinct<N: Number>(
     weights: Option<&[f64]>,
     piece: usize,
 ) -> Result<Distinct, Fault> {
-    if !x.iter().fold(true, |finite, &x| finite & N::is_finite(x)) {
+    // What has no weight is never seen among the values.
+    if weights.is_some() && !x.iter().all(|&x| N::is_finite(x)) {
         return Err(Fault::NonFinite);
     }
     let short = x.len() >= SHORT_KEYS / 2 && N::are_short(x);
@@ -264,7 +266,11 @@ pub(super) fn distinct<N: Number>(
             merged::<N>(keyed.into_iter().map(|(key, index)| (key, weight(index))), len)
         }
     };
-    let scale = magnitude(values[0].abs().max(values[values.len() - 1].abs()));
+    let (least, greatest) = (values[0], values[values.len() - 1]);
+    if !(least.is_finite() && greatest.is_finite()) {
+        return Err(Fault::NonFinite); // infinities are at the ends, and NaN beyond them
+    }
+    let scale = magnitude(least.abs().max(greatest.abs()));
     values.iter_mut().for_each(|value| *value /= scale);
     Ok(Distinct { x: values, w, scale, weight_scale, short })
 }
