@@ -113,7 +113,8 @@ impl Number for Float32 {
     }
 
     fn are_short(x: &[f32]) -> bool {
-        x.chunks(4096).all(|x| x.iter().fold(0, |bits, x| bits | x.to_bits()) & 0xffff == 0)
+        let bits = |x: &[f32]| x.iter().fold(0, |bits, x| bits | x.to_bits());
+        x.chunks(4096).all(|x| bits(x).trailing_zeros() >= 16)
     }
 
     #[inline(always)]
@@ -271,7 +272,9 @@ pub(super) fn distinct<N: Number>(
         return Err(Fault::NonFinite); // infinities are at the ends, and NaN beyond them
     }
     let scale = magnitude(least.abs().max(greatest.abs()));
-    values.iter_mut().for_each(|value| *value /= scale);
+    for value in &mut values {
+        *value /= scale;
+    }
     Ok(Distinct { x: values, w, scale, weight_scale, short })
 }
 
@@ -291,7 +294,9 @@ fn count_short<N: Number>(x: &[N::Repr], piece: usize) -> Result<(Vec<f64>, Vec<
         let mut counts = vec![0_u32; SHORT_KEYS];
         // Counters of u32 hold any number of this many.
         for x in x.chunks(u32::MAX as usize) {
-            x.iter().for_each(|&x| counts[N::short_key(x)] += 1);
+            for &x in x {
+                counts[N::short_key(x)] += 1;
+            }
             let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
             for (total, count) in total.iter_mut().zip(&mut counts) {
                 *total += u64::from(std::mem::take(count));

@@ -108,11 +108,11 @@ def _optimum(x: Float64, w: Float64, k: int) -> tuple[Float64, float, int]:
         borders, penalty, used = _search(sums, k, penalty, 0)
         passes += used
         centers, found = _polished(x, w, borders)
-        if best is not None and not found < inertia:
+        if best is not None and found >= inertia:
             return best, inertia, passes
         best, inertia = centers, found
         narrow = _narrowed(x, w, inertia, middle)
-        if not (narrow[-1] - narrow[0]) * 64 < y[-1] - y[0]:
+        if (narrow[-1] - narrow[0]) * 64 >= y[-1] - y[0]:
             return best, inertia, passes
         y = narrow
 
@@ -266,7 +266,7 @@ def _polished(x: Float64, w: Float64, borders: Borders) -> tuple[Float64, float]
     while nearest != list(borders) and len(set(nearest)) == len(nearest):
         moved = _means(x, w, nearest)
         less, further = _assigned(x, w, moved)
-        if not less < inertia:
+        if less >= inertia:
             break
         borders, centers, inertia, nearest = nearest, moved, less, further
     return centers, inertia
