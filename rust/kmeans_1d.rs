@@ -75,11 +75,8 @@ fn cluster_row<N: Number>(row: Row<N>, piece: usize) -> Result<(), Fault> {
     let k = row.centers.len();
     let values = distinct::<N>(row.x, row.weights, piece)?;
     let scale = values.scale;
-    let (centers, inertia, passes) = if values.x.len() <= k {
-        (values.x, 0.0, 0)
-    } else {
-        optimum(&values.x, &values.w, k)
-    };
+    let (centers, inertia, passes) =
+        if values.x.len() <= k { (values.x, 0.0, 0) } else { optimum(&values.x, &values.w, k) };
     *row.inertia = inertia * values.weight_scale * scale * scale;
     *row.passes = passes;
     if let Some(labels) = row.labels {

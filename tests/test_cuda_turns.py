@@ -45,7 +45,7 @@ def test_more_than_three_turns(there: str, dtype: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(launch, "_BLOCKS_PER_PROCESSOR", 1)
     x = np.random.default_rng(1).standard_normal((131, 512), np.float32).astype(dtype)
     calls = calls_of_all(x)
-    assert {op for op, _ in calls} == set(OPERATIONS)
+    assert {op for op, _ in calls} == set(OPERATIONS) - {"kmeans_1d"}  # which has no kernel
     with machine(there).launching() as launches:
         assert not differing(machine(there), calls, monkeypatch)
     kernels = {name.partition("<")[0] for name in launches}

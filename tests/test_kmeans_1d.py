@@ -5,6 +5,7 @@ its cluster and never from prefix sums.
 """
 
 from fractions import Fraction
+from functools import cache
 
 import ml_dtypes
 import numpy as np
@@ -14,11 +15,10 @@ from hypothesis import strategies as st
 
 import qrs
 from nasty import FLOATS, layouts, nasty
-from qrs.backends.reference import OPERATIONS, Reference
+from qrs.backends.reference import Reference
 from qrs.backends.rust import Rust
 
 REFERENCE, RUST = Reference(), Rust()
-ONES = np.ones(1)
 
 
 def least_inertia(x, k, weights=None) -> float:
@@ -26,18 +26,26 @@ def least_inertia(x, k, weights=None) -> float:
     x = np.asarray(x, np.float64)
     w = np.ones(len(x)) if weights is None else np.asarray(weights, np.float64)
     order = np.argsort(x[w > 0])
-    exact = [(Fraction(v), Fraction(u)) for v, u in zip(x[w > 0][order], w[w > 0][order])]
-    n = len(exact)
-    cost = [[Fraction(0)] * (n + 1) for _ in range(n + 1)]
+    values, value_unit = integers(x[w > 0][order])
+    shares, share_unit = integers(w[w > 0][order])
+    n, unit = len(values), value_unit**2 * share_unit
+    cost = np.zeros((n + 1, n + 1))
     for p in range(n):
-        total = first = second = Fraction(0)
-        for i, (v, u) in enumerate(exact[p:], p + 1):
+        total = first = second = 0
+        for i, (v, u) in enumerate(zip(values[p:], shares[p:], strict=True), p + 1):
             total, first, second = total + u, first + u * v, second + u * v * v
-            cost[p][i] = second - first * first / total
+            cost[p, i] = (second * total - first * first) / (total * unit)  # rounded once
     best = cost[0]
     for _ in range(k - 1):
-        best = [min((best[p] + cost[p][i] for p in range(i)), default=0) for i in range(n + 1)]
+        best = np.array([0, *((best[:i] + cost[:i, i]).min() for i in range(1, n + 1))])
     return float(best[n])
+
+
+def integers(values) -> tuple[list[int], int]:
+    """The values as integers of a common unit, 1 / what comes second."""
+    exact = [Fraction(value) for value in values]
+    unit = max(value.denominator for value in exact)
+    return [int(value * unit) for value in exact], unit
 
 
 def check(result, x, k, weights=None) -> None:
@@ -112,10 +120,10 @@ def test_the_optimum_of_anything(x, k, data):
     check_optimal(np.array(x), k, weights)
 
 
-@pytest.mark.parametrize("k", [7, 16, 100, 129, 256, 1000, 4095])
+@pytest.mark.parametrize("k", [7, 16, 100, 129, 1023])
 def test_integers_in_a_row(k, backend):
     """Sizes of the clusters differ by at most 1; costs are linear in k in between."""
-    n = 4096
+    n = 1024
     size, larger = divmod(n, k)
     expected = ((k - larger) * (size**3 - size) + larger * ((size + 1) ** 3 - size - 1)) / 12
     x = np.random.default_rng(k).permutation(n).astype(np.float32)
@@ -142,48 +150,48 @@ def bits(result) -> list:
     return [None if part is None else (part.dtype, part.shape, part.tobytes()) for part in result]
 
 
-def same(x, k, weights=None) -> None:
-    expected = bits(REFERENCE.kmeans_1d(x, k, weights, True))
-    assert bits(RUST.kmeans_1d(x, k, weights, True)) == expected
-    assert bits(RUST.kmeans_1d(x, k, weights, False)) == [expected[0], None, *expected[2:]]
-
-
-@pytest.mark.parametrize("dtype", [*FLOATS, "float64"])
-def test_nasty_arrays(dtype, level, monkeypatch):
-    for op in OPERATIONS:
-        if op != "kmeans_1d":
-            monkeypatch.setattr(Reference, op, None)
+@cache
+def nasty_calls(dtype: str) -> list[tuple]:
+    """Arrays, numbers of clusters and weights, and what the reference makes of them."""
+    calls = []
     for x in nasty("float32" if dtype == "float64" else dtype).values():
         if not x.size:
             continue
-        if dtype == "float64":
-            x = x.astype(np.float64) * 2.0**900
+        x = x[:3].astype(np.float64) * 2.0**800 if dtype == "float64" else x[:3]
         weights = np.random.default_rng(x.size).choice([0, 1e-30, 0.3, 1, 1e30], x.shape)
         weights[:, -1] = 1
-        for k in (1, 2, 5, 40):
-            same(x, k)
-            same(x, k, weights)
-            same(x, k, weights[-1:])
+        for k, w in ((1, None), (2, weights), (5, weights[-1:]), (16, None), (40, weights)):
+            calls.append((x, k, w, bits(REFERENCE.kmeans_1d(x, k, w, True))))
+    return calls
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("dtype", [*FLOATS, "float64"])
+def test_nasty_arrays(dtype, level):
+    for x, k, weights, expected in nasty_calls(dtype):
+        assert bits(RUST.kmeans_1d(x, k, weights, True)) == expected
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype", "k"),
     [
-        ((40, 700), "float32", 16),
-        ((3, 5000), "float64", 40),
+        ((40, 200), "float32", 16),
+        ((3, 1500), "float64", 40),
         ((1, 40_000), "bfloat16", 16),
         ((1, 40_000), "float16", 7),
-        ((2, 33_000), "float32", 5),
+        ((2, 4000), "float32", 5),
     ],
 )
-def test_threads_and_ways_to_sort(shape, dtype, k, threads, level, keep_threads):
+def test_threads_and_ways_to_sort(shape, dtype, k, level, keep_threads):
     """Sorted or counted, by rows or by pieces of one."""
-    qrs.set_num_threads(threads)
-    random = np.random.default_rng(threads)
+    random = np.random.default_rng(k)
     x = random.standard_t(3, shape).astype(FLOATS.get(dtype, np.float64))
-    same(x, k)
-    same(x, k, random.random(shape))
+    for weights in (None, random.random(shape)):
+        expected = bits(REFERENCE.kmeans_1d(x, k, weights, True))
+        for threads in (1, 2, 5):
+            qrs.set_num_threads(threads)
+            assert bits(RUST.kmeans_1d(x, k, weights, True)) == expected
+            centers, none, *rest = bits(RUST.kmeans_1d(x, k, weights, False))
+            assert [centers, none, *rest] == [expected[0], None, *expected[2:]]
 
 
 def test_bfloat16_values_in_float32_give_the_same(level):
@@ -205,7 +213,7 @@ def test_a_matrix_is_its_rows(backend):
         for row in range(5):
             w = given_weights if given_weights is None or given_weights.ndim == 1 else weights[row]
             single = qrs.kmeans_1d(x[row], 4, w, backend=backend)
-            assert all(np.array_equal(a[row], b) for a, b in zip(whole, single))
+            assert all(np.array_equal(a[row], b) for a, b in zip(whole, single, strict=True))
     empty = qrs.kmeans_1d(np.zeros((0, 3)), 4, backend=backend)
     assert [part.shape for part in empty] == [(0, 4), (0, 3), (0,), (0,)]
 
@@ -248,11 +256,12 @@ def test_weights_of_any_real_dtype(backend):
     assert scaled.inertia == qrs.kmeans_1d(x, 2, weights, backend=backend).inertia * 2.0**800
 
 
+@pytest.mark.filterwarnings("ignore")  # of scikit-learn, where it ends up with fewer clusters
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_peer_finds_better(family):
     peers = []
     random = np.random.default_rng(11)
-    x = FAMILIES[family](random, 1000).astype(np.float64)
+    x = FAMILIES[family](random, 50 if family == "powers" else 1000)
     k = min(16, len(np.unique(x)))
     try:
         import kmeans1d

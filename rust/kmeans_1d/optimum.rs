@@ -20,12 +20,12 @@ pub(super) fn optimum(x: &[f64], w: &[f64], k: usize) -> (Vec<f64>, f64, i32) {
         drop(paths);
         (passes, penalty) = (passes + used, Some(found));
         let (centers, inertia) = polished(x, w, borders);
-        if let Some((centers, least)) = best.take_if(|(_, least)| !(inertia < *least)) {
+        if let Some((centers, least)) = best.take_if(|(_, least)| inertia >= *least) {
             return (centers, least, passes);
         }
         let narrow = narrowed(x, w, inertia, mid);
         let width = |y: &[f64]| y[y.len() - 1] - y[0];
-        if !(width(&narrow) * 64.0 < width(&y)) {
+        if width(&narrow) * 64.0 >= width(&y) {
             return (centers, inertia, passes);
         }
         (y, best) = (narrow, Some((centers, inertia)));
@@ -50,7 +50,7 @@ fn polished(x: &[f64], w: &[f64], mut borders: Borders) -> (Vec<f64>, f64) {
     while nearest != borders && nearest.is_sorted_by(|a, b| a < b) {
         let moved = means(x, w, &nearest);
         let (less, further) = assigned(x, w, &moved);
-        if !(less < inertia) {
+        if less >= inertia {
             break;
         }
         (borders, centers, inertia, nearest) = (nearest, moved, less, further);
@@ -103,6 +103,8 @@ fn narrowed(x: &[f64], w: &[f64], inertia: f64, mid: usize) -> Vec<f64> {
         y.push((x[i] - first) + base);
     }
     let middle = y[mid];
-    y.iter_mut().for_each(|y| *y -= middle);
+    for y in &mut y {
+        *y -= middle;
+    }
     y
 }

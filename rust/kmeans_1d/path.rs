@@ -1,7 +1,7 @@
 //! The best path from 0 to n whose links are clusters: with a penalty for each link, and with k
 //! links. The text at the top of the reference says why this finds it.
 
-/// Where clusters begin, and n: 0 = b_0 < b_1 < ... < b_k = n.
+/// Where clusters begin, and n: ascending, the first one 0, one more than there are clusters.
 pub(super) type Borders = Vec<u32>;
 
 /// How much coarser a level is than the next one.

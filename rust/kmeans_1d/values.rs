@@ -4,10 +4,11 @@
 //! of 16 bits, if there are many, are counted. Either way the weights of equal values add up in the
 //! order of the input.
 
+use std::sync::{Mutex, PoisonError};
+
 use crate::error::Fault;
 use crate::numeric::{BFloat16, Element, Float16, Float32};
 use crate::rows::for_each_job;
-use std::sync::{Mutex, PoisonError};
 
 /// A floating-point format that values come in.
 pub trait Number: Copy + Send + Sync + 'static {
@@ -112,7 +113,8 @@ impl Number for Float32 {
     }
 
     fn are_short(x: &[f32]) -> bool {
-        x.chunks(4096).all(|x| x.iter().fold(0, |bits, x| bits | x.to_bits()) & 0xffff == 0)
+        let bits = |x: &[f32]| x.iter().fold(0, |bits, x| bits | x.to_bits());
+        x.chunks(4096).all(|x| bits(x).trailing_zeros() >= 16)
     }
 
     #[inline(always)]
@@ -238,7 +240,8 @@ pub(super) fn distinct<N: Number>(
     weights: Option<&[f64]>,
     piece: usize,
 ) -> Result<Distinct, Fault> {
-    if !x.iter().fold(true, |finite, &x| finite & N::is_finite(x)) {
+    // What has no weight is never seen among the values.
+    if weights.is_some() && !x.iter().all(|&x| N::is_finite(x)) {
         return Err(Fault::NonFinite);
     }
     let short = x.len() >= SHORT_KEYS / 2 && N::are_short(x);
@@ -264,8 +267,14 @@ pub(super) fn distinct<N: Number>(
             merged::<N>(keyed.into_iter().map(|(key, index)| (key, weight(index))), len)
         }
     };
-    let scale = magnitude(values[0].abs().max(values[values.len() - 1].abs()));
-    values.iter_mut().for_each(|value| *value /= scale);
+    let (least, greatest) = (values[0], values[values.len() - 1]);
+    if !(least.is_finite() && greatest.is_finite()) {
+        return Err(Fault::NonFinite); // infinities are at the ends, and NaN beyond them
+    }
+    let scale = magnitude(least.abs().max(greatest.abs()));
+    for value in &mut values {
+        *value /= scale;
+    }
     Ok(Distinct { x: values, w, scale, weight_scale, short })
 }
 
@@ -285,7 +294,9 @@ fn count_short<N: Number>(x: &[N::Repr], piece: usize) -> Result<(Vec<f64>, Vec<
         let mut counts = vec![0_u32; SHORT_KEYS];
         // Counters of u32 hold any number of this many.
         for x in x.chunks(u32::MAX as usize) {
-            x.iter().for_each(|&x| counts[N::short_key(x)] += 1);
+            for &x in x {
+                counts[N::short_key(x)] += 1;
+            }
             let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
             for (total, count) in total.iter_mut().zip(&mut counts) {
                 *total += u64::from(std::mem::take(count));

@@ -44,8 +44,7 @@ fn clustered<N: Number<Repr: numpy::Element>>(
         None => None,
     };
     let mut centers = output::<f64>(py, None, (rows, k))?;
-    let mut labels =
-        if with_labels { Some(output::<i32>(py, None, (rows, cols))?) } else { None };
+    let mut labels = if with_labels { Some(output::<i32>(py, None, (rows, cols))?) } else { None };
     let mut inertia = output::<f64>(py, None, (rows, 1))?;
     let mut passes = output::<i32>(py, None, (rows, 1))?;
     let out = Clusters {

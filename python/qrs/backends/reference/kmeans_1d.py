@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,11 +108,11 @@ def _optimum(x: Float64, w: Float64, k: int) -> tuple[Float64, float, int]:
         borders, penalty, used = _search(sums, k, penalty, 0)
         passes += used
         centers, found = _polished(x, w, borders)
-        if best is not None and not found < inertia:
+        if best is not None and found >= inertia:
             return best, inertia, passes
         best, inertia = centers, found
         narrow = _narrowed(x, w, inertia, middle)
-        if not (narrow[-1] - narrow[0]) * 64 < y[-1] - y[0]:
+        if (narrow[-1] - narrow[0]) * 64 >= y[-1] - y[0]:
             return best, inertia, passes
         y = narrow
 
@@ -183,6 +184,9 @@ class _Sums:
     """Prefix sums of weights, weighted values and weighted squares, from `middle` outwards."""
 
     def __init__(self, y: Float64, w: Float64, middle: int) -> None:
+        self.w: list[float]
+        self.s: list[float]
+        self.t: list[float]
         self.w, self.s, self.t = (
             np.append(-np.append(0.0, np.cumsum(v[:middle][::-1]))[::-1], np.cumsum(v[middle:]))
             .tolist()
@@ -205,7 +209,7 @@ class _Sums:
 
     def path_cost(self, path: Borders) -> float:
         total = 0.0
-        for p, i in zip(path[:-1], path[1:], strict=True):
+        for p, i in pairwise(path):
             total += self.cost(p, i)
         return total
 
@@ -262,7 +266,7 @@ def _polished(x: Float64, w: Float64, borders: Borders) -> tuple[Float64, float]
     while nearest != list(borders) and len(set(nearest)) == len(nearest):
         moved = _means(x, w, nearest)
         less, further = _assigned(x, w, moved)
-        if not less < inertia:
+        if less >= inertia:
             break
         borders, centers, inertia, nearest = nearest, moved, less, further
     return centers, inertia
@@ -271,7 +275,7 @@ def _polished(x: Float64, w: Float64, borders: Borders) -> tuple[Float64, float]
 def _means(x: Float64, w: Float64, borders: Borders) -> Float64:
     """The mean of each cluster, from its first value on: exact where that is its only one."""
     means = np.empty(len(borders) - 1)
-    for j, (p, i) in enumerate(zip(borders[:-1], borders[1:], strict=True)):
+    for j, (p, i) in enumerate(pairwise(borders)):
         offset = np.cumsum(w[p:i] * (x[p:i] - x[p]))[-1] / np.cumsum(w[p:i])[-1]
         means[j] = min(x[p] + offset, x[i - 1])
     return means
@@ -298,7 +302,8 @@ def _narrowed(x: Float64, w: Float64, inertia: float, middle: int) -> Float64:
     """
     limits = np.sqrt(16 * inertia * (1 / w[:-1] + 1 / w[1:]))
     starts = [0, *(np.flatnonzero(np.diff(x) > limits) + 1).tolist(), len(x)]
-    y = np.empty_like(x)
-    for j, (p, i) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+    y: Float64 = np.empty(len(x))
+    for j, (p, i) in enumerate(pairwise(starts)):
         y[p:i] = (x[p:i] - x[p]) + (y[p - 1] + limits[p - 1] if j else 0.0)
-    return y - y[middle]
+    y -= y[middle]
+    return y
