@@ -272,36 +272,41 @@ impl Room {
 /// Sixteens whose levels are found before they are summed: small beside any first-level cache.
 const TILE: usize = 64;
 
+/// Weights where there are none.
+const ONES: [f32; LANES] = [1.0; LANES];
+
+/// Scales whose sums are folded at once.
+const BATCH: usize = 16;
+
 multiversion! {
     fn moments_of<S: Search>(
         x: &[[f32; LANES]], weights: Option<&[[f32; LANES]]>, search: &S, scales: &[f32],
         moments: &mut [Moments],
     ) {
         let mut levels = [[0.0; LANES]; TILE];
-        for (&scale, moments) in scales.iter().zip(moments) {
-            let inverse = reciprocal(scale);
-            let (mut xl, mut ll) = ([0.0; LANES], [0.0; LANES]);
-            for (tile, x) in x.chunks(TILE).enumerate() {
-                let levels = &mut levels[..x.len()];
-                search.find(x.as_flattened(), inverse, levels.as_flattened_mut());
-                let Some(weights) = weights else {
-                    for (x, level) in x.iter().zip(levels) {
+        // Lanes are folded by batches: right behind its sums, the compiler would pair the two.
+        let mut lanes = [[[0.0; LANES]; 2]; BATCH];
+        for (scales, moments) in scales.chunks(BATCH).zip(moments.chunks_mut(BATCH)) {
+            for (&scale, [xl_lanes, ll_lanes]) in scales.iter().zip(&mut lanes) {
+                let inverse = reciprocal(scale);
+                let (mut xl, mut ll) = ([0.0; LANES], [0.0; LANES]);
+                for (tile, x) in x.chunks(TILE).enumerate() {
+                    let levels = &mut levels[..x.len()];
+                    search.find(x.as_flattened(), inverse, levels.as_flattened_mut());
+                    for (index, (x, level)) in x.iter().zip(levels).enumerate() {
+                        let w = weights.map_or(&ONES, |weights| &weights[tile * TILE + index]);
                         for lane in 0..LANES {
-                            xl[lane] += level[lane] * x[lane];
-                            ll[lane] += level[lane] * level[lane];
+                            let weighted = w[lane] * level[lane];
+                            xl[lane] += weighted * x[lane];
+                            ll[lane] += weighted * level[lane];
                         }
                     }
-                    continue;
-                };
-                for ((x, level), w) in x.iter().zip(levels).zip(&weights[tile * TILE..]) {
-                    for lane in 0..LANES {
-                        let weighted = w[lane] * level[lane];
-                        xl[lane] += weighted * x[lane];
-                        ll[lane] += weighted * level[lane];
-                    }
                 }
+                (*xl_lanes, *ll_lanes) = (xl, ll);
             }
-            *moments = Moments { xl: fold(xl), ll: fold(ll) };
+            for (moments, &[xl, ll]) in moments.iter_mut().zip(&lanes) {
+                *moments = Moments { xl: fold(xl), ll: fold(ll) };
+            }
         }
     }
 }
@@ -316,7 +321,7 @@ multiversion! {
             let levels = &mut levels[..x.len()];
             search.find(x.as_flattened(), inverse, levels.as_flattened_mut());
             for (index, (x, level)) in x.iter().zip(levels).enumerate() {
-                let w = weights.map_or(&[1.0; LANES], |weights| &weights[tile * TILE + index]);
+                let w = weights.map_or(&ONES, |weights| &weights[tile * TILE + index]);
                 for lane in 0..LANES {
                     let rest = f64::from(x[lane]) - f64::from(level[lane] * scale);
                     sums[lane] += rest * f64::from(w[lane]) * rest;
