@@ -12,11 +12,11 @@ use crate::lookup::{BinarySearch, Levels, LoadedLevels, ReloadableSearch};
 use crate::lookup::{PermutedLevels, PermutedSearch};
 use crate::numeric::{self, BFloat16, Element, Float16, Float32, choose_reach, reciprocal};
 use crate::pack::{pack_row, unpack_row};
-use crate::parts::{DECODED, Part, Pass, Rule, Source, for_each_part, map_lanes_narrowed};
+use crate::parts::{DECODED, Part, Pass, Rule, Source, for_each_part, map_steps_narrowed};
 use crate::qparams::{Chosen, Given, ScaleDtype, Scales, first_fault};
 use crate::rows::{Output, TILE, for_each_block, take, take_mut};
 use crate::simd::{multiversion, with_default_float_state};
-use crate::sums::{LANES, lane_sums};
+use crate::sums::lane_sums;
 use crate::x86::worth_streaming;
 
 /// Rows of levels, or of thresholds: one for all groups, one for each row of the array, or one for
@@ -281,10 +281,8 @@ multiversion! {
                         loaded = book;
                     }
                     let inverse = reciprocal(given.scale[group]);
-                    let encode = |x: [f32; LANES]| {
-                        search.find(x.map(|x| x * inverse)).map(|code| code as u8)
-                    };
-                    pass.map_lanes(&x[segment.elements.clone()], &mut q[segment.elements], encode);
+                    let (x, q) = (&x[segment.elements.clone()], &mut q[segment.elements]);
+                    pass.map_steps(x, q, |x, q| search.find(x, inverse, q));
                 }
                 if bits != 8 {
                     pack_row(&tile[..x.len()], bits, packed);
@@ -328,7 +326,9 @@ multiversion! {
                     }
                     let scale = scale.map_or(1.0, |scale| scale[group]);
                     let (q, x_hat) = (&q[segment.elements.clone()], &mut x_hat[segment.elements]);
-                    map_lanes_narrowed::<_, E>(q, x_hat, levels.scaled(scale, offset));
+                    map_steps_narrowed::<_, E>(q, x_hat, |q, x_hat| {
+                        levels.find(q, scale, offset, x_hat);
+                    });
                 }
             }
         }

@@ -6,21 +6,42 @@
 //! give the same entries. `cargo bench -- codebook` measures kernels that use them.
 
 use crate::numeric::{clamp, round};
-use crate::sums::LANES;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use permuted::{PermutedLevels, PermutedSearch};
 
 /// Entries of the largest table.
 pub const MOST_LEVELS: usize = 256;
 
+/// Numbers that are searched for at once.
+const LANES: usize = 16;
+
 /// Entries of a table in registers.
 const FEW_LEVELS: usize = 16;
 
 /// Finds the entry that belongs to a number: the one with as many before it as the number reaches
-/// thresholds, 32 bits of any meaning.
+/// thresholds.
 pub(crate) trait Search: Clone + Sync {
-    /// The entries that belong to `v`, none of which is NaN.
-    fn find(&self, v: [f32; LANES]) -> [u32; LANES];
+    /// The entries that belong to `x * inverse`, none of which is NaN.
+    fn find<T: Entry>(&self, x: &[f32], inverse: f32, found: &mut [T]);
+}
+
+/// What tables hold, as 32 bits.
+pub(crate) trait Entry: Copy + Default {
+    fn of_bits(bits: u32) -> Self;
+}
+
+impl Entry for u8 {
+    #[inline(always)]
+    fn of_bits(bits: u32) -> Self {
+        bits as Self
+    }
+}
+
+impl Entry for f32 {
+    #[inline(always)]
+    fn of_bits(bits: u32) -> Self {
+        Self::from_bits(bits)
+    }
 }
 
 /// A search that goes from one book to the next.
@@ -33,12 +54,8 @@ pub(crate) trait ReloadableSearch: Search {
 pub(crate) trait Levels: Clone + Sync {
     /// Takes other levels.
     fn load(&mut self, levels: &[f32]);
-    /// What finds `level * scale + offset`. Any code is safe, and 0 where it has no level.
-    fn scaled(
-        &self,
-        scale: f32,
-        offset: f32,
-    ) -> impl Fn([u8; LANES]) -> [f32; LANES] + Copy + use<'_, Self>;
+    /// `level * scale + offset` of each code. Any code is safe, and the level 0 where it has none.
+    fn find(&self, codes: &[u8], scale: f32, offset: f32, found: &mut [f32]);
 }
 
 /// Thresholds in ascending order; behind them NaN, which no number reaches. How many are reached does
@@ -80,16 +97,22 @@ impl BinarySearch {
 
 impl Search for BinarySearch {
     #[inline(always)]
-    fn find(&self, v: [f32; LANES]) -> [u32; LANES] {
-        let (mut ranks, mut step) = ([0_u8; LANES], self.half);
-        while step > 0 {
-            for (rank, v) in ranks.iter_mut().zip(v) {
-                let reached = v >= self.thresholds[usize::from(*rank | (step - 1))];
-                *rank |= if reached { step } else { 0 };
+    fn find<T: Entry>(&self, x: &[f32], inverse: f32, found: &mut [T]) {
+        for (x, found) in x.chunks(LANES).zip(found.chunks_mut(LANES)) {
+            // Side by side, or each step would wait for the one before, and be a branch.
+            let (v, mut ranks) = (padded::<f32, LANES>(x).map(|x| x * inverse), [0_u8; LANES]);
+            let mut step = self.half;
+            while step > 0 {
+                for (rank, v) in ranks.iter_mut().zip(v) {
+                    let reached = v >= self.thresholds[usize::from(*rank | (step - 1))];
+                    *rank |= if reached { step } else { 0 };
+                }
+                step /= 2;
             }
-            step /= 2;
+            for (rank, found) in ranks.iter().zip(found) {
+                *found = T::of_bits(self.entries[usize::from(*rank)]);
+            }
         }
-        ranks.map(|rank| self.entries[usize::from(rank)])
     }
 }
 
@@ -126,8 +149,10 @@ impl Integers {
 
 impl Search for Integers {
     #[inline(always)]
-    fn find(&self, v: [f32; LANES]) -> [u32; LANES] {
-        v.map(|v| round(clamp(v, self.least, self.greatest)).to_bits())
+    fn find<T: Entry>(&self, x: &[f32], inverse: f32, found: &mut [T]) {
+        for (x, found) in x.iter().zip(found) {
+            *found = T::of_bits(round(clamp(x * inverse, self.least, self.greatest)).to_bits());
+        }
     }
 }
 
@@ -148,41 +173,40 @@ impl Levels for LoadedLevels {
     }
 
     #[inline(always)]
-    fn scaled(
-        &self,
-        scale: f32,
-        offset: f32,
-    ) -> impl Fn([u8; LANES]) -> [f32; LANES] + Copy + use<'_> {
-        move |codes| codes.map(|code| self.0[usize::from(code)] * scale + offset)
+    fn find(&self, codes: &[u8], scale: f32, offset: f32, found: &mut [f32]) {
+        for (&code, found) in codes.iter().zip(found) {
+            *found = self.0[usize::from(code)] * scale + offset;
+        }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod permuted {
     use std::arch::x86_64::{
-        __m128i, __m256, __m256i, _CMP_GE_OQ, _mm_loadu_si128, _mm256_add_epi32, _mm256_blendv_ps,
+        __m256, __m256i, _CMP_GE_OQ, _mm_cvtsi64_si128, _mm256_add_epi32, _mm256_blendv_ps,
         _mm256_castps_si256, _mm256_castsi256_ps, _mm256_cmp_ps, _mm256_cvtepu8_epi32,
-        _mm256_loadu_ps, _mm256_permutevar_ps, _mm256_permutevar8x32_ps, _mm256_set1_ps,
-        _mm256_slli_epi32, _mm256_storeu_ps,
+        _mm256_loadu_ps, _mm256_mul_ps, _mm256_permutevar_ps, _mm256_permutevar8x32_ps,
+        _mm256_set1_ps, _mm256_slli_epi32, _mm256_storeu_ps,
     };
 
-    use super::{FEW_LEVELS, LANES, Levels, ReloadableSearch, Search, ascending, padded};
+    use super::{Entry, FEW_LEVELS, Levels, ReloadableSearch, Search, ascending, padded};
     use crate::simd::{Level, reaches};
 
     /// Elements of a vector of AVX2.
-    const EIGHT: usize = 8;
+    const LANES: usize = 8;
+    type Eight = [f32; LANES];
 
     /// Binary search, in which a permutation picks the threshold of each step. The steps before it
     /// say where: a comparison that holds is -1, so positions count down from 0, modulo the size.
     #[derive(Clone)]
     pub(crate) struct PermutedSearch {
         first: f32,
-        second: [f32; EIGHT],
-        third: [f32; EIGHT],
-        fourth: [f32; EIGHT],
+        second: Eight,
+        third: Eight,
+        fourth: Eight,
         /// Entries of even and odd ranks, as floats that are moved and never computed with.
-        even: [f32; EIGHT],
-        odd: [f32; EIGHT],
+        even: Eight,
+        odd: Eight,
     }
 
     impl PermutedSearch {
@@ -194,40 +218,16 @@ mod permuted {
             let entries: [u32; FEW_LEVELS] = padded(entries);
             let every_second =
                 |first: usize| downwards(|index| f32::from_bits(entries[2 * index + first]));
-            let none = [f32::NAN; EIGHT];
+            let none = [f32::NAN; LANES];
             let (even, odd) = (every_second(0), every_second(1));
             Some(Self { first: f32::NAN, second: none, third: none, fourth: none, even, odd })
-        }
-
-        /// # Safety
-        /// The CPU has AVX2.
-        #[inline(always)]
-        unsafe fn find_eight(&self, v: &[f32; EIGHT], found: &mut [f32; EIGHT]) {
-            // SAFETY: eight float32 are read from each array and eight are written, wherever they
-            // lie; the caller has AVX2.
-            unsafe {
-                let load = |x: &[f32; EIGHT]| _mm256_loadu_ps(x.as_ptr());
-                let v = load(v);
-                let reached = |threshold: __m256| _mm256_cmp_ps::<_CMP_GE_OQ>(v, threshold);
-                let then = |place: __m256i, reached: __m256| {
-                    let twice = _mm256_add_epi32(place, place);
-                    _mm256_add_epi32(twice, _mm256_castps_si256(reached))
-                };
-                let place = _mm256_castps_si256(reached(_mm256_set1_ps(self.first)));
-                let place = then(place, reached(_mm256_permutevar_ps(load(&self.second), place)));
-                let place = then(place, reached(_mm256_permutevar_ps(load(&self.third), place)));
-                let pick = |x: &[f32; EIGHT]| _mm256_permutevar8x32_ps(load(x), place);
-                let last = reached(pick(&self.fourth));
-                let entries = _mm256_blendv_ps(pick(&self.even), pick(&self.odd), last);
-                _mm256_storeu_ps(found.as_mut_ptr(), entries);
-            }
         }
     }
 
     /// A table in which the element `index` lies `index` places below 0, modulo the size.
     #[inline(always)]
-    fn downwards(element: impl Fn(usize) -> f32) -> [f32; EIGHT] {
-        std::array::from_fn(|place| element((EIGHT - place) % EIGHT))
+    fn downwards(element: impl Fn(usize) -> f32) -> Eight {
+        std::array::from_fn(|place| element((LANES - place) % LANES))
     }
 
     impl ReloadableSearch for PermutedSearch {
@@ -243,14 +243,63 @@ mod permuted {
 
     impl Search for PermutedSearch {
         #[inline(always)]
-        fn find(&self, v: [f32; LANES]) -> [u32; LANES] {
-            let mut found = [0.0; LANES];
-            for (v, found) in v.as_chunks().0.iter().zip(found.as_chunks_mut().0) {
-                // SAFETY: `new` makes none without AVX2.
-                unsafe { self.find_eight(v, found) };
-            }
-            found.map(f32::to_bits)
+        fn find<T: Entry>(&self, x: &[f32], inverse: f32, found: &mut [T]) {
+            // SAFETY: `new` makes none without AVX2.
+            unsafe { find_entries(self, x, inverse, found) }
         }
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn find_entries<T: Entry>(s: &PermutedSearch, x: &[f32], inverse: f32, found: &mut [T]) {
+        let (inverse, first) = (_mm256_set1_ps(inverse), _mm256_set1_ps(s.first));
+        let (second, third, fourth) = (load(&s.second), load(&s.third), load(&s.fourth));
+        let (even, odd) = (load(&s.even), load(&s.odd));
+        for_each_eight(x, found, |x: Eight| {
+            let v = _mm256_mul_ps(load(&x), inverse);
+            let reached = |threshold: __m256| _mm256_cmp_ps::<_CMP_GE_OQ>(v, threshold);
+            let then = |place: __m256i, reached: __m256| {
+                _mm256_add_epi32(_mm256_add_epi32(place, place), _mm256_castps_si256(reached))
+            };
+            let place = _mm256_castps_si256(reached(first));
+            let place = then(place, reached(_mm256_permutevar_ps(second, place)));
+            let place = then(place, reached(_mm256_permutevar_ps(third, place)));
+            let last = reached(_mm256_permutevar8x32_ps(fourth, place));
+            let even = _mm256_permutevar8x32_ps(even, place);
+            let odd = _mm256_permutevar8x32_ps(odd, place);
+            store(_mm256_blendv_ps(even, odd, last)).map(|entry| T::of_bits(entry.to_bits()))
+        });
+    }
+
+    /// Applies `f` to eight elements at a time; the last ones have zeros behind them.
+    #[inline(always)]
+    fn for_each_eight<A: Copy + Default, B: Copy>(
+        from: &[A],
+        to: &mut [B],
+        f: impl Fn([A; LANES]) -> [B; LANES],
+    ) {
+        let ((from, rest), (to, last)) = (from.as_chunks(), to.as_chunks_mut());
+        for (from, to) in from.iter().zip(to) {
+            *to = f(*from);
+        }
+        if !rest.is_empty() {
+            last.copy_from_slice(&f(padded(rest))[..rest.len()]);
+        }
+    }
+
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn load(x: &Eight) -> __m256 {
+        // SAFETY: eight float32 are read, wherever they lie.
+        unsafe { _mm256_loadu_ps(x.as_ptr()) }
+    }
+
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn store(x: __m256) -> Eight {
+        let mut eight = [0.0; LANES];
+        // SAFETY: eight float32 are written, wherever they lie.
+        unsafe { _mm256_storeu_ps(eight.as_mut_ptr(), x) };
+        eight
     }
 
     /// Levels in registers.
@@ -271,44 +320,25 @@ mod permuted {
         }
 
         #[inline(always)]
-        fn scaled(
-            &self,
-            scale: f32,
-            offset: f32,
-        ) -> impl Fn([u8; LANES]) -> [f32; LANES] + Copy + use<'_> {
+        fn find(&self, codes: &[u8], scale: f32, offset: f32, found: &mut [f32]) {
             // As many products as there are levels, and not numbers.
-            let scaled = self.0.map(|level| level * scale + offset);
-            move |codes| {
-                let mut found = [0.0; LANES];
-                // SAFETY: `new` makes none without AVX2.
-                unsafe { pick_sixteen(&scaled, &codes, &mut found) };
-                found
-            }
+            let values = self.0.map(|level| level * scale + offset);
+            // SAFETY: `new` makes none without AVX2.
+            unsafe { find_values(&values, codes, found) }
         }
     }
 
-    /// `found[i] = table[codes[i] % 16]`.
-    ///
-    /// # Safety
-    /// The CPU has AVX2.
-    #[inline(always)]
-    unsafe fn pick_sixteen(table: &[f32; 16], codes: &[u8; 16], found: &mut [f32; 16]) {
-        // SAFETY: halves of sixteen float32 and bytes are read and written, wherever they lie; the
-        // caller has AVX2.
-        unsafe {
-            let low = _mm256_loadu_ps(table.as_ptr());
-            let high = _mm256_loadu_ps(table.as_ptr().add(EIGHT));
-            let codes = _mm_loadu_si128(codes.as_ptr().cast());
-            let pick = |codes: __m128i| {
-                let codes = _mm256_cvtepu8_epi32(codes);
-                let is_high = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes));
-                let low = _mm256_permutevar8x32_ps(low, codes);
-                let high = _mm256_permutevar8x32_ps(high, codes);
-                _mm256_blendv_ps(low, high, is_high)
-            };
-            _mm256_storeu_ps(found.as_mut_ptr(), pick(codes));
-            let upper = std::arch::x86_64::_mm_srli_si128::<8>(codes);
-            _mm256_storeu_ps(found.as_mut_ptr().add(EIGHT), pick(upper));
-        }
+    /// Of each code, the value with the number of its lowest four bits.
+    #[target_feature(enable = "avx2")]
+    fn find_values(values: &[f32; FEW_LEVELS], codes: &[u8], found: &mut [f32]) {
+        let halves: &[Eight] = values.as_chunks().0;
+        let (low, high) = (load(&halves[0]), load(&halves[1]));
+        for_each_eight(codes, found, |codes: [u8; LANES]| {
+            let codes = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(codes)));
+            let is_high = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes));
+            let low = _mm256_permutevar8x32_ps(low, codes);
+            let high = _mm256_permutevar8x32_ps(high, codes);
+            store(_mm256_blendv_ps(low, high, is_high))
+        });
     }
 }

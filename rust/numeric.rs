@@ -72,6 +72,13 @@ pub trait Element: Copy + Send + Sync + 'static {
     fn narrow_all(x: &[f32], narrow: &mut [Self::Repr]) {
         x.iter().zip(narrow).for_each(|(x, narrow)| *narrow = Self::narrow(*x));
     }
+
+    /// Narrows what `fill` writes, in `room` unless it can go into place.
+    #[inline(always)]
+    fn fill_narrowed(place: &mut [Self::Repr], room: &mut [f32], fill: impl FnOnce(&mut [f32])) {
+        fill(room);
+        Self::narrow_all(room, place);
+    }
 }
 
 /// IEEE binary32.
@@ -117,6 +124,11 @@ impl Element for Float32 {
     #[inline(always)]
     fn widened<'a>(x: &'a [f32], _room: &'a mut [f32]) -> &'a [f32] {
         x
+    }
+
+    #[inline(always)]
+    fn fill_narrowed(place: &mut [f32], _room: &mut [f32], fill: impl FnOnce(&mut [f32])) {
+        fill(place);
     }
 }
 

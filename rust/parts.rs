@@ -7,7 +7,6 @@ use crate::numeric::Element;
 use crate::qparams::{Chosen, Given};
 use crate::range::{group_range, range_groups};
 use crate::rows::{Output, TILE, for_each_block, take, take_mut};
-use crate::sums::LANES;
 use crate::x86::{Streamable, prefetch, worth_streaming};
 
 /// Elements of a tile that is decoded. Half of the others: their streaming stores drain from the store
@@ -183,17 +182,16 @@ impl<E: Element> Pass<E> {
         self.for_each_step(from, to, |from, to| map_widened::<E, _>(from, to, f));
     }
 
-    /// As [`Pass::map`], where `f` takes sixteen at once.
+    /// As [`Pass::map`], where `f` takes up to [`STEP`] elements at once.
     #[inline(always)]
-    pub(crate) fn map_lanes<B: Copy + Default>(
+    pub(crate) fn map_steps<B>(
         &mut self,
         from: &[E::Repr],
         to: &mut [B],
-        f: impl Fn([f32; LANES]) -> [B; LANES] + Copy,
+        f: impl Fn(&[f32], &mut [B]),
     ) {
         self.for_each_step(from, to, |from, to| {
-            let mut room = [0.0; STEP];
-            map_lanes(E::widened(from, &mut room[..from.len()]), to, f);
+            f(E::widened(from, &mut [0.0; STEP][..from.len()]), to);
         });
     }
 
@@ -265,23 +263,6 @@ fn map<A: Copy, B>(from: &[A], to: &mut [B], mut f: impl FnMut(A) -> B) {
     }
 }
 
-/// Applies `f` to sixteen elements at a time; the last ones have zeros behind them.
-#[inline(always)]
-fn map_lanes<A: Copy + Default, B: Copy + Default>(
-    from: &[A],
-    to: &mut [B],
-    f: impl Fn([A; LANES]) -> [B; LANES],
-) {
-    let (lanes, from) = from.as_chunks::<LANES>();
-    let (to_lanes, to) = to.as_chunks_mut::<LANES>();
-    map(lanes, to_lanes, &f);
-    if !from.is_empty() {
-        let mut last = [A::default(); LANES];
-        last[..from.len()].copy_from_slice(from);
-        to.copy_from_slice(&f(last)[..from.len()]);
-    }
-}
-
 /// Applies `f` to each element as a float32; at most [`STEP`] of them.
 #[inline(always)]
 fn map_widened<E: Element, B>(from: &[E::Repr], to: &mut [B], f: impl Fn(f32) -> B) {
@@ -315,16 +296,14 @@ pub(crate) fn map_narrowed<A: Streamable, E: Element>(
     });
 }
 
-/// As [`map_narrowed`], where `f` takes sixteen at once.
+/// As [`map_narrowed`], where `f` takes up to [`STEP`] elements at once.
 #[inline(always)]
-pub(crate) fn map_lanes_narrowed<A: Streamable, E: Element>(
+pub(crate) fn map_steps_narrowed<A: Streamable, E: Element>(
     from: &[A],
     to: &mut [E::Repr],
-    f: impl Fn([A; LANES]) -> [f32; LANES] + Copy,
+    f: impl Fn(&[A], &mut [f32]),
 ) {
-    map_lanes(from, to, |lanes| {
-        let mut narrow = [E::Repr::default(); LANES];
-        E::narrow_all(&f(lanes), &mut narrow);
-        narrow
-    });
+    for (from, to) in from.chunks(STEP).zip(to.chunks_mut(STEP)) {
+        E::fill_narrowed(to, &mut [0.0; STEP][..from.len()], |to| f(from, to));
+    }
 }

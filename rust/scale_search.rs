@@ -185,10 +185,7 @@ impl<'a> Candidates<'a> {
 
 impl<S: Search> Group for SmallGroup<'_, S> {
     fn moments(&self, scales: &[f32], moments: &mut [Moments]) {
-        match self.weights {
-            Some(weights) => moments_of(self.x, weights, self.search, scales, moments),
-            None => moments_of_equals(self.x, self.search, scales, moments),
-        }
+        moments_of(self.x, self.weights, self.search, scales, moments);
     }
 
     fn error(&self, scale: f32) -> f64 {
@@ -272,43 +269,44 @@ impl Room {
     }
 }
 
-multiversion! {
-    fn moments_of<S: Search>(
-        x: &[[f32; LANES]], weights: &[[f32; LANES]], search: &S, scales: &[f32],
-        moments: &mut [Moments],
-    ) {
-        for (&scale, moments) in scales.iter().zip(moments) {
-            let inverse = reciprocal(scale);
-            let (mut xl, mut ll) = ([0.0; LANES], [0.0; LANES]);
-            for (x, w) in x.iter().zip(weights) {
-                let levels = search.find(x.map(|x| x * inverse)).map(f32::from_bits);
-                for lane in 0..LANES {
-                    let weighted = w[lane] * levels[lane];
-                    xl[lane] += weighted * x[lane];
-                    ll[lane] += weighted * levels[lane];
-                }
-            }
-            *moments = Moments { xl: fold(xl), ll: fold(ll) };
-        }
-    }
-}
+/// Sixteens whose levels are found before they are summed: small beside any first-level cache.
+const TILE: usize = 64;
+
+/// Weights where there are none.
+const ONES: [f32; LANES] = [1.0; LANES];
+
+/// Scales whose sums are folded at once.
+const BATCH: usize = 16;
 
 multiversion! {
-    /// As [`moments_of`], where all weights are 1.
-    fn moments_of_equals<S: Search>(
-        x: &[[f32; LANES]], search: &S, scales: &[f32], moments: &mut [Moments],
+    fn moments_of<S: Search>(
+        x: &[[f32; LANES]], weights: Option<&[[f32; LANES]]>, search: &S, scales: &[f32],
+        moments: &mut [Moments],
     ) {
-        for (&scale, moments) in scales.iter().zip(moments) {
-            let inverse = reciprocal(scale);
-            let (mut xl, mut ll) = ([0.0; LANES], [0.0; LANES]);
-            for x in x {
-                let levels = search.find(x.map(|x| x * inverse)).map(f32::from_bits);
-                for lane in 0..LANES {
-                    xl[lane] += levels[lane] * x[lane];
-                    ll[lane] += levels[lane] * levels[lane];
+        let mut levels = [[0.0; LANES]; TILE];
+        // Lanes are folded by batches: right behind its sums, the compiler would pair the two.
+        let mut lanes = [[[0.0; LANES]; 2]; BATCH];
+        for (scales, moments) in scales.chunks(BATCH).zip(moments.chunks_mut(BATCH)) {
+            for (&scale, [xl_lanes, ll_lanes]) in scales.iter().zip(&mut lanes) {
+                let inverse = reciprocal(scale);
+                let (mut xl, mut ll) = ([0.0; LANES], [0.0; LANES]);
+                for (tile, x) in x.chunks(TILE).enumerate() {
+                    let levels = &mut levels[..x.len()];
+                    search.find(x.as_flattened(), inverse, levels.as_flattened_mut());
+                    for (index, (x, level)) in x.iter().zip(levels).enumerate() {
+                        let w = weights.map_or(&ONES, |weights| &weights[tile * TILE + index]);
+                        for lane in 0..LANES {
+                            let weighted = w[lane] * level[lane];
+                            xl[lane] += weighted * x[lane];
+                            ll[lane] += weighted * level[lane];
+                        }
+                    }
                 }
+                (*xl_lanes, *ll_lanes) = (xl, ll);
             }
-            *moments = Moments { xl: fold(xl), ll: fold(ll) };
+            for (moments, &[xl, ll]) in moments.iter_mut().zip(&lanes) {
+                *moments = Moments { xl: fold(xl), ll: fold(ll) };
+            }
         }
     }
 }
@@ -317,14 +315,17 @@ multiversion! {
     fn error_of<S: Search>(
         x: &[[f32; LANES]], weights: Option<&[[f32; LANES]]>, search: &S, scale: f32,
     ) -> f64 {
-        let inverse = reciprocal(scale);
+        let (inverse, mut levels) = (reciprocal(scale), [[0.0; LANES]; TILE]);
         let mut sums = [0.0; LANES];
-        for (index, x) in x.iter().enumerate() {
-            let levels = search.find(x.map(|x| x * inverse)).map(f32::from_bits);
-            let weights = weights.map_or([1.0; LANES], |weights| weights[index]);
-            for lane in 0..LANES {
-                let rest = f64::from(x[lane]) - f64::from(levels[lane] * scale);
-                sums[lane] += rest * f64::from(weights[lane]) * rest;
+        for (tile, x) in x.chunks(TILE).enumerate() {
+            let levels = &mut levels[..x.len()];
+            search.find(x.as_flattened(), inverse, levels.as_flattened_mut());
+            for (index, (x, level)) in x.iter().zip(levels).enumerate() {
+                let w = weights.map_or(&ONES, |weights| &weights[tile * TILE + index]);
+                for lane in 0..LANES {
+                    let rest = f64::from(x[lane]) - f64::from(level[lane] * scale);
+                    sums[lane] += rest * f64::from(w[lane]) * rest;
+                }
             }
         }
         fold(sums)

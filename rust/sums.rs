@@ -41,13 +41,19 @@ fn chunk_sum<A: Copy, T: Copy + Default + Add<Output = T>>(x: &[A], term: impl F
 
 /// The sum of the lanes.
 #[inline(always)]
-pub(crate) fn fold<T: Copy + Add<Output = T>>(mut lanes: [T; LANES]) -> T {
-    for half in [8, 4, 2, 1] {
-        for lane in 0..half {
-            lanes[lane] = lanes[lane] + lanes[lane + half];
-        }
-    }
-    lanes[0]
+pub(crate) fn fold<T: Copy + Add<Output = T>>(lanes: [T; LANES]) -> T {
+    let eight: [T; 8] = halves(lanes);
+    let four: [T; 4] = halves(eight);
+    let [a, b]: [T; 2] = halves(four);
+    a + b
+}
+
+/// The lower half plus the upper half.
+#[inline(always)]
+fn halves<T: Copy + Add<Output = T>, const N: usize, const HALF: usize>(
+    lanes: [T; N],
+) -> [T; HALF] {
+    std::array::from_fn(|lane| lanes[lane] + lanes[lane + HALF])
 }
 
 #[cfg(test)]
