@@ -14,6 +14,7 @@ pub(crate) mod f16c;
 pub mod float_formats;
 pub mod floats;
 pub mod grid;
+pub mod kmeans;
 pub mod numeric;
 pub mod pack;
 pub(crate) mod parts;

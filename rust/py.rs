@@ -7,6 +7,7 @@
 mod arrays;
 mod errors;
 mod floats;
+mod lloyd;
 mod params;
 
 use numpy::PyArrayDescrMethods;
@@ -34,6 +35,8 @@ mod _qrs {
         choose_scale_float, choose_scale_float_nested, decode_float, dequantize_float,
         dequantize_float_packed, encode_float, quantize_float, quantize_float_packed,
     };
+    #[pymodule_export]
+    use super::lloyd::{kmeans_assign, kmeans_potentials, kmeans_update};
     use super::{PyModule, PyResult, Python, environment};
     #[pymodule_export]
     use super::{

@@ -80,27 +80,37 @@ pub(crate) fn for_each_block<J>(
     mut cut: impl FnMut(&Block) -> J + Send,
     work: impl Fn(Block, J) -> Result<(), Fault> + Sync,
 ) -> Result<(), Fault> {
-    let blocks = grid.cut(BLOCK);
-    let count = blocks.len();
-    let jobs = Mutex::new(blocks.map(move |block| {
+    let jobs = grid.cut(BLOCK).map(move |block| {
         let job = cut(&block);
         (block, job)
-    }));
+    });
     let found = Mutex::new(None);
+    for_each_job(jobs, |(block, job)| {
+        if let Err(fault) = work(block, job) {
+            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+            *found = Some(found.map_or(fault, |other: Fault| fault.or(other)));
+        }
+    });
+    found.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+}
+
+/// Runs `work` once for each of `jobs`; they are taken in order and worked on in any, by all threads.
+pub(crate) fn for_each_job<J>(
+    jobs: impl ExactSizeIterator<Item = J> + Send,
+    work: impl Fn(J) + Sync,
+) {
+    let count = jobs.len();
+    let jobs = Mutex::new(jobs);
     let worker = || {
         simd::with_default_float_state(|| {
             loop {
                 let next = jobs.lock().unwrap_or_else(PoisonError::into_inner).next();
-                let Some((block, job)) = next else { break };
-                if let Err(fault) = work(block, job) {
-                    let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
-                    *found = Some(found.map_or(fault, |other: Fault| fault.or(other)));
-                }
+                let Some(job) = next else { break };
+                work(job);
             }
         });
     };
     on_all_threads(count, worker);
-    found.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
 /// Runs `worker` on the calling thread and, where there is more than one job, on the pool's.

@@ -6,6 +6,7 @@ mod divisions;
 mod faults;
 mod floats;
 mod kernels;
+mod kmeans;
 mod oracle;
 mod worked_numbers;
 
