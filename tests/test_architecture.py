@@ -27,7 +27,7 @@ LAYERS = (
     {"arrays", "granularity", "metrics", "statistics", "qtensor"},
     {"schemes", "observers"},
     {"solvers", "formats"},
-    {"api", "floats"},
+    {"api", "clustering", "floats"},
     {""},  # qrs/__init__.py: the public names
     {"nn", "torch"},
     {"checkpoint"},

@@ -15,6 +15,7 @@ from . import errors, floats, metrics, schemes
 from .api import dequantize, fake_quantize, quantize
 from .backends import available as available_backends
 from .backends import num_threads, set_num_threads, simd_level
+from .clustering import kmeans
 from .errors import (
     ArgTypeError,
     ArgValueError,
@@ -57,6 +58,7 @@ __all__ = [
     "errors",
     "fake_quantize",
     "floats",
+    "kmeans",
     "load",
     "metrics",
     "num_threads",

@@ -6,7 +6,7 @@ arrays cross the border as uint16 views with the name of their dtype.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,17 @@ from numpy.typing import NDArray
 from .. import _qrs
 from ..constants import DTYPE_NAMES, DTYPES
 from ..float_formats import FORMATS
-from .reference import Array, Bytes, Codes, Float32, Integers, Reference, into
+from .reference import (
+    Array,
+    Bytes,
+    Codes,
+    Float32,
+    Float64,
+    Integers,
+    Labels,
+    Reference,
+    into,
+)
 
 
 class Rust(Reference):
@@ -192,6 +202,21 @@ class Rust(Reference):
         )
         return _typed(x_hat, dtype)
 
+    def kmeans_assign(self, x: Float32, centers: Float32) -> tuple[Labels, Float32]:
+        labels, distances = _qrs.kmeans_assign(x, centers)
+        return labels.reshape(-1), distances.reshape(-1)
+
+    def kmeans_update(
+        self, x: Float32, labels: Labels, weights: Float32 | None, k: int
+    ) -> tuple[Float64, Float64]:
+        sums, totals = _qrs.kmeans_update(x, _column(labels), _column(weights), k)
+        return sums, totals.reshape(-1)
+
+    def kmeans_potentials(
+        self, x: Float32, candidates: Float32, closest: Float32, weights: Float32 | None
+    ) -> Float64:
+        return _qrs.kmeans_potentials(x, candidates, _column(closest), _column(weights))
+
 
 _FLOAT32 = DTYPES["float32"]
 
@@ -214,3 +239,12 @@ def _bits_of(out: Array | None) -> Array | None:
 
 def _int32(zero_point: Integers | None) -> NDArray[np.int32] | None:
     return None if zero_point is None else zero_point.astype(np.int32, copy=False)
+
+
+@overload
+def _column(values: None) -> None: ...
+@overload
+def _column(values: Array) -> Array: ...
+def _column(values: Array | None) -> Array | None:
+    """One number for each point, as kernels take them."""
+    return None if values is None else values.reshape(-1, 1)

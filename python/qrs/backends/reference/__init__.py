@@ -37,12 +37,23 @@ from __future__ import annotations
 from typing import ClassVar
 
 from .arrays import Array, Bytes, Codes, Float32, Integers, into
-from .floats import FloatOperations
+from .kmeans import Float64, KmeansOperations, Labels
 
-__all__ = ["OPERATIONS", "Array", "Bytes", "Codes", "Float32", "Integers", "Reference", "into"]
+__all__ = [
+    "OPERATIONS",
+    "Array",
+    "Bytes",
+    "Codes",
+    "Float32",
+    "Float64",
+    "Integers",
+    "Labels",
+    "Reference",
+    "into",
+]
 
 
-class Reference(FloatOperations):
+class Reference(KmeansOperations):
     """Every operation in numpy. Other backends override what they accelerate.
 
     >>> import numpy as np
