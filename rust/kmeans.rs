@@ -18,7 +18,13 @@ pub const BLOCK: usize = 1 << 14;
 /// Sums side by side within a block of potentials.
 const SUM_LANES: usize = 16;
 
-/// Up to as many midpoints it is faster to compare with all than to search.
+/// Numbers that go through midpoints together: they stay in the first-level cache.
+const TILE: usize = 1024;
+
+/// Midpoints that a number is compared with at once.
+const FAN: usize = 16;
+
+/// The most midpoints at the top of their tree.
 const FEW: usize = 40;
 
 /// Differences that a thread computes at a time, about.
@@ -44,7 +50,7 @@ pub fn kmeans_assign(
 ) {
     assert!(x.len() == labels.len() * d && centers.len().is_multiple_of(d) && !centers.is_empty());
     assert_eq!(labels.len(), distances.len());
-    let midpoints = if d == 1 { midpoints(centers) } else { Vec::new() };
+    let midpoints = Midpoints::of(if d == 1 { centers } else { &[] });
     let points = (WORK / centers.len()).next_multiple_of(LANES).clamp(LANES, BLOCK);
     let places = labels.chunks_mut(points).zip(distances.chunks_mut(points));
     for_each_job(x.chunks(points * d).zip(places), |(x, (labels, distances))| {
@@ -114,15 +120,36 @@ pub fn kmeans_potentials(
     }
 }
 
-/// The middles between neighbours of ascending centers, rounded down to float32: a float32 lies
-/// above the one where it lies above the other.
-fn midpoints(centers: &[f32]) -> Vec<f32> {
-    let middle = |pair: &[f32]| {
-        let middle = f64::midpoint(f64::from(pair[0]), f64::from(pair[1]));
-        let nearest = middle as f32;
-        if f64::from(nearest) > middle { nearest.next_down() } else { nearest }
-    };
-    centers.windows(2).map(middle).collect()
+/// The middles between neighbours of ascending centers, as a tree. Comparing a number with all of a
+/// few takes less time than a bisection, whose branches nobody can predict.
+struct Midpoints {
+    /// From the lowest; the end of the last chunk is infinite.
+    levels: Vec<Vec<[f32; FAN]>>,
+    /// The last of each chunk below.
+    top: Vec<f32>,
+}
+
+impl Midpoints {
+    fn of(centers: &[f32]) -> Self {
+        let (mut levels, mut top) = (Vec::new(), centers.windows(2).map(midpoint).collect());
+        while Vec::len(&top) > FEW {
+            let (chunks, rest) = top.as_chunks();
+            let mut last = [f32::INFINITY; FAN];
+            last[..rest.len()].copy_from_slice(rest);
+            let above = chunks.iter().map(|chunk: &[f32; FAN]| chunk[FAN - 1]).collect();
+            levels.push([chunks, &[last]].concat());
+            top = above;
+        }
+        Self { levels, top }
+    }
+}
+
+/// The middle of two numbers, rounded down to float32: a float32 lies above the one where it lies
+/// above the other.
+fn midpoint(pair: &[f32]) -> f32 {
+    let middle = f64::midpoint(f64::from(pair[0]), f64::from(pair[1]));
+    let nearest = middle as f32;
+    if f64::from(nearest) > middle { nearest.next_down() } else { nearest }
 }
 
 multiversion! {
@@ -138,7 +165,8 @@ multiversion! {
                 let squares = squared_distances(&tile, center);
                 for lane in 0..LANES {
                     let closer = squares[lane] < least[lane];
-                    nearest[lane] = if closer { index as i32 } else { nearest[lane] };
+                    // Indices ascend. A plain selection would become masked stores, which are slow.
+                    nearest[lane] = nearest[lane].max(if closer { index as i32 } else { 0 });
                     least[lane] = if closer { squares[lane] } else { least[lane] };
                 }
             }
@@ -150,18 +178,15 @@ multiversion! {
 
 multiversion! {
     fn assign_numbers(
-        x: &[f32], centers: &[f32], midpoints: &[f32], labels: &mut [i32], distances: &mut [f32],
+        x: &[f32], centers: &[f32], midpoints: &Midpoints, labels: &mut [i32],
+        distances: &mut [f32],
     ) {
-        let places = labels.chunks_mut(LANES).zip(distances.chunks_mut(LANES));
-        for (x, (labels, distances)) in x.chunks(LANES).zip(places) {
-            let mut tile = [0.0; LANES];
-            tile[..x.len()].copy_from_slice(x);
-            let nearest = if midpoints.len() <= FEW {
-                count_below(&tile, midpoints)
-            } else {
-                search_below(&tile, midpoints)
-            };
-            labels.copy_from_slice(&nearest[..labels.len()]);
+        let places = labels.chunks_mut(TILE).zip(distances.chunks_mut(TILE));
+        for (x, (labels, distances)) in x.chunks(TILE).zip(places) {
+            count_below(x, &midpoints.top, labels);
+            for level in midpoints.levels.iter().rev() {
+                count_in_chunks(x, level, labels);
+            }
             for ((x, label), distance) in x.iter().zip(labels).zip(distances) {
                 let difference = x - centers[*label as usize];
                 *distance = difference * difference;
@@ -202,11 +227,14 @@ multiversion! {
                 None => weight[..points].fill(1.0),
             }
             for (candidate, sums) in candidates.chunks_exact(d).zip(&mut sums) {
-                let squares = squared_distances(&tile, candidate);
+                let mut squares = squared_distances(&tile, candidate);
                 for lane in 0..LANES {
                     let closer = squares[lane] < least[lane];
-                    let square = if closer { squares[lane] } else { least[lane] };
-                    sums[lane % SUM_LANES] += f64::from(weight[lane]) * f64::from(square);
+                    squares[lane] = if closer { squares[lane] } else { least[lane] };
+                }
+                let (squares, weights) = (squares.as_chunks().0, weight.as_chunks().0);
+                for (squares, weights) in squares.iter().zip(weights) {
+                    add_products(sums, squares, weights);
                 }
             }
         }
@@ -235,32 +263,40 @@ fn squared_distances(tile: &[[f32; LANES]], center: &[f32]) -> [f32; LANES] {
     squares
 }
 
-/// How many midpoints each number is above of.
 #[inline(always)]
-fn count_below(x: &[f32; LANES], midpoints: &[f32]) -> [i32; LANES] {
-    let mut below = [0; LANES];
-    for midpoint in midpoints {
-        for lane in 0..LANES {
-            below[lane] += i32::from(*midpoint < x[lane]);
-        }
+fn add_products(
+    sums: &mut [f64; SUM_LANES],
+    squares: &[f32; SUM_LANES],
+    weights: &[f32; SUM_LANES],
+) {
+    for lane in 0..SUM_LANES {
+        sums[lane] += f64::from(weights[lane]) * f64::from(squares[lane]);
     }
-    below
 }
 
-/// The same by bisection, without a branch, all numbers at a time: each waits for its own loads.
+/// How many midpoints are below each number.
 #[inline(always)]
-fn search_below(x: &[f32; LANES], midpoints: &[f32]) -> [i32; LANES] {
-    // The count is from `below` to `below + size`.
-    let (mut below, mut size) = ([0_usize; LANES], midpoints.len());
-    while size > 0 {
-        let half = size.div_ceil(2);
-        for lane in 0..LANES {
-            let above = midpoints[below[lane] + half - 1] < x[lane];
-            below[lane] += if above { half } else { 0 };
+fn count_below(x: &[f32], midpoints: &[f32], below: &mut [i32]) {
+    below.fill(0);
+    let (fours, rest) = midpoints.as_chunks::<4>();
+    for m in fours {
+        for (x, below) in x.iter().zip(&mut *below) {
+            let [a, b, c, d] = m.map(|midpoint| i32::from(midpoint < *x));
+            *below += (a + b) + (c + d);
         }
-        size -= half;
     }
-    below.map(|count| count as i32)
+    for midpoint in rest {
+        x.iter().zip(&mut *below).for_each(|(x, below)| *below += i32::from(midpoint < x));
+    }
+}
+
+/// The same one level down, where `below` says in which chunk.
+#[inline(always)]
+fn count_in_chunks(x: &[f32], level: &[[f32; FAN]], below: &mut [i32]) {
+    for (x, below) in x.iter().zip(below) {
+        let chunk = &level[*below as usize];
+        *below = *below * FAN as i32 + chunk.iter().map(|m| i32::from(m < x)).sum::<i32>();
+    }
 }
 
 #[inline(always)]

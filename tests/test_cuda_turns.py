@@ -13,7 +13,8 @@ Call = tuple[str, tuple]
 
 
 def calls_of_all(x: np.ndarray) -> list[Call]:
-    """Every operation with kernels of its own, on shapes that take the general kernels and on those that do not."""
+    """Every operation but those of k-means, which have no kernels here: on shapes that take the
+    general kernels and on those that do not."""
     calls: list[Call] = []
     for rule, group_size in (("int4-asym-f16", 7), ("int8", 32), ("uint5-bf16", x.shape[1])):
         case = Case(x, group_size, RULES[rule])

@@ -1,4 +1,4 @@
-"""The steps of Lloyd's k-means: the bits of the reference from Rust, sums within bounds on a GPU."""
+"""The steps of Lloyd's k-means: the bits of the reference from Rust, bounds on a GPU."""
 
 import numpy as np
 import pytest
@@ -7,6 +7,7 @@ from cuda_machines import GPU, alone, machine
 from kernel_calls import REFERENCE, bits_of
 from kmeans_calls import KMEANS_ARGUMENTS, KMEANS_CASES, call_kmeans
 from qrs import _qrs
+from qrs.backends import get
 from qrs.backends.reference import Reference
 from qrs.backends.rust import Rust
 from test_parity import rust_alone
@@ -54,9 +55,25 @@ def test_cupy_sums_within_the_bound(op, there, expected, monkeypatch):
             assert (np.abs(part - exact) <= case.n * 2.0**-52 * magnitude).all()
 
 
+@pytest.mark.parametrize("there", ["reference", "rust", "order-0", GPU])
+def test_out_is_filled_and_returned(there, expected):
+    for case, wanted in zip(KMEANS_CASES, expected["kmeans_assign"], strict=True):
+        on_host = there in ("reference", "rust")
+        backend = get(there) if on_host else machine(there).backend
+        move = (lambda part: part) if on_host else machine(there).to_device
+        out = tuple(move(np.full_like(part, -7)) for part in wanted)
+        result = backend.kmeans_assign(move(case.points), move(case.centers), out)
+        for part, place, right in zip(result, out, wanted, strict=True):
+            filled, found = (each if on_host else each.get() for each in (place, part))
+            assert filled.tobytes() == found.tobytes() == right.tobytes()
+
+
 def test_arrays_that_kernels_must_not_read():
     """Another dtype, shape or order is refused by the binding, and labels out of range are."""
     x, centers = np.zeros((4, 2), np.float32), np.zeros((3, 2), np.float32)
+    for out in ((x[:, :1], x[:, :1]), (np.zeros((3, 1), np.int32), np.zeros((4, 1), np.float32))):
+        with pytest.raises((TypeError, ValueError)):
+            _qrs.kmeans_assign(x, centers, out)
     labels, weights = np.zeros((4, 1), np.int32), np.ones((4, 1), np.float32)
     for bad in (centers[:, :1], centers[:0], centers.astype(float), np.asfortranarray(centers)):
         with pytest.raises((TypeError, ValueError)):

@@ -156,7 +156,9 @@ def dequantize_float_packed(
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]: ...
 def kmeans_assign(
-    x: NDArray[float32], centers: NDArray[float32]
+    x: NDArray[float32],
+    centers: NDArray[float32],
+    out: tuple[NDArray[int32], NDArray[float32]] | None = None,
 ) -> tuple[NDArray[int32], NDArray[float32]]: ...
 def kmeans_update(
     x: NDArray[float32], labels: NDArray[int32], weights: NDArray[float32] | None, k: int

@@ -365,8 +365,10 @@ def from_dlpack(value: Any) -> ndarray:
     return array
 
 
-def minimum(a: ndarray, b: ndarray) -> ndarray:
-    return a._like(_pooled(np.minimum(a._host, _unwrapped(a, b))))
+def minimum(a: ndarray, b: ndarray, out: ndarray | None = None) -> ndarray:
+    out = empty(a.shape, a.dtype) if out is None else out
+    np.minimum(a._host, _unwrapped(a, b), out=out._host)
+    return out
 
 
 def searchsorted(ascending: ndarray, values: ndarray) -> ndarray:

@@ -305,16 +305,21 @@ class Cupy(Reference):
 
     # ---- k-means: CuPy's own kernels, which flush subnormals and add in any order (class B) ------
 
-    def kmeans_assign(self, x: Float32, centers: Float32) -> tuple[Labels, Float32]:
+    def kmeans_assign(
+        self, x: Float32, centers: Float32, out: tuple[Labels, Float32] | None = None
+    ) -> tuple[Labels, Float32]:
         with self._kernels.on_device_of(x=x, centers=centers):
+            labels, distances = out or (
+                self.xp.empty(len(x), np.int32),
+                self.xp.empty(len(x), np.float32),
+            )
             if x.shape[1] == 1:
                 c = centers[:, 0]
                 middles = (c[:-1].astype(np.float64) + c[1:].astype(np.float64)) * 0.5
-                labels = self.xp.searchsorted(middles, x[:, 0].astype(np.float64))
+                labels[...] = self.xp.searchsorted(middles, x[:, 0].astype(np.float64))
                 difference = x[:, 0] - c[labels]
-                return labels.astype(np.int32), difference * difference
-            labels = self.xp.empty(len(x), np.int32)
-            distances = self.xp.empty(len(x), np.float32)
+                distances[...] = difference * difference
+                return labels, distances
             step = max(1, _PAIRS // len(centers))
             for start in range(0, len(x), step):
                 part = slice(start, start + step)

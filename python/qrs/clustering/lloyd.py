@@ -108,17 +108,19 @@ def _lloyd(
     backend: Reference,
 ) -> KMeansResult:
     """From `centers` on, until no label changes or centers hardly move."""
-    centers = _ordered(centers)
-    labels, distances = _assign(x, centers, backend)
+    centers, spare = _ordered(centers), None
+    assigned = _assign(x, centers, backend)
     n_iter, settled = 0, False
     while n_iter < max_iter and not settled:
-        before, labels_before = centers, labels
-        centers = _ordered(_means(x, labels, distances, weights, centers, backend))
-        labels, distances = _assign(x, centers, backend)
+        before = centers
+        centers = _ordered(_means(x, *assigned, weights, centers, backend))
+        # Fresh memory for every iteration would take longer than what is written to it.
+        assigned, spare = _assign(x, centers, backend, spare), assigned
         shift = centers.astype(np.float64) - before
         settled = math.fsum((shift * shift).ravel()) <= tolerance
-        settled = settled or bool((labels == labels_before).all())
+        settled = settled or bool((assigned[0] == spare[0]).all())
         n_iter += 1
+    labels, distances = assigned
     inertias, _ = backend.kmeans_update(distances.reshape(-1, 1), labels, weights, len(centers))
     inertia = math.fsum(on_host(inertias).ravel())
     return KMeansResult(moved(centers, backend.library), labels, inertia, n_iter)
@@ -129,8 +131,10 @@ def _ordered(centers: Float32) -> Float32:
     return np.sort(centers, axis=0) if centers.shape[1] == 1 else centers
 
 
-def _assign(x: Float32, centers: Float32, backend: Reference) -> tuple[Labels, Float32]:
-    return backend.kmeans_assign(x, moved(centers, backend.library))
+def _assign(
+    x: Float32, centers: Float32, backend: Reference, out: tuple[Labels, Float32] | None = None
+) -> tuple[Labels, Float32]:
+    return backend.kmeans_assign(x, moved(centers, backend.library), out)
 
 
 def _means(

@@ -28,13 +28,15 @@ def plus_plus(
     chosen = [first]
     closest = backend.kmeans_assign(x, x[first : first + 1])[1]
     sums = on_host(backend.kmeans_potentials(x, x[first : first + 1], closest, weights))[0]
+    scratch = None
     trials = 2 + int(math.log(k))
     while len(chosen) < k:
         drawn = [_draw(u, sums, closest, weights) for u in rng.random(trials)]
         potentials = on_host(backend.kmeans_potentials(x, x[drawn], closest, weights))
         best = int(np.argmin([math.fsum(row) for row in potentials]))
         new, sums = drawn[best], potentials[best]
-        closest = minimum(closest, backend.kmeans_assign(x, x[new : new + 1])[1])
+        scratch = backend.kmeans_assign(x, x[new : new + 1], scratch)
+        minimum(closest, scratch[1], out=closest)
         chosen.append(new)
     centers: Float32 = x[chosen]
     return centers

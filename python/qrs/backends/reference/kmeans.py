@@ -39,7 +39,9 @@ def squared_distances(x: Float32, centers: Float32) -> Float32:
 class KmeansOperations(FloatOperations):
     """Lloyd, "Least squares quantization in PCM", 1982; k-means++ by Arthur and Vassilvitskii."""
 
-    def kmeans_assign(self, x: Float32, centers: Float32) -> tuple[Labels, Float32]:
+    def kmeans_assign(
+        self, x: Float32, centers: Float32, out: tuple[Labels, Float32] | None = None
+    ) -> tuple[Labels, Float32]:
         """Which center is nearest to each point (n,), and the square of its distance (n,). Class B.
 
         The first one of those that are equally near by `squared_distances`. Where d is 1, centers
@@ -52,13 +54,13 @@ class KmeansOperations(FloatOperations):
         >>> [part.tolist() for part in Reference().kmeans_assign(x, centers)]
         [[0, 0, 1], [0.0, 25.0, 10.0]]
         """
+        labels, distances = out or (np.empty(len(x), np.int32), np.empty(len(x), np.float32))
         if x.shape[1] == 1:
             c = centers[:, 0]
             middles = (c[:-1].astype(np.float64) + c[1:]) / 2
-            labels = np.searchsorted(middles, x[:, 0].astype(np.float64)).astype(np.int32)
-            difference = x[:, 0] - c[labels]
-            return labels, difference * difference
-        labels, distances = np.empty(len(x), np.int32), np.empty(len(x), np.float32)
+            labels[...] = np.searchsorted(middles, x[:, 0].astype(np.float64))
+            distances[...] = (x[:, 0] - c[labels]) ** 2
+            return labels, distances
         step = max(1, _PAIRS // len(centers))
         for start in range(0, len(x), step):
             part = slice(start, start + step)
