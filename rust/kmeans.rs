@@ -281,8 +281,8 @@ fn count_below(x: &[f32], midpoints: &[f32], below: &mut [i32]) {
     let (fours, rest) = midpoints.as_chunks::<4>();
     for m in fours {
         for (x, below) in x.iter().zip(&mut *below) {
-            let [a, b, c, d] = m.map(|midpoint| i32::from(midpoint < *x));
-            *below += (a + b) + (c + d);
+            let [first, second, third, fourth] = m.map(|midpoint| i32::from(midpoint < *x));
+            *below += (first + second) + (third + fourth);
         }
     }
     for midpoint in rest {

@@ -73,7 +73,7 @@ def test_arrays_that_kernels_must_not_read():
     x, centers = np.zeros((4, 2), np.float32), np.zeros((3, 2), np.float32)
     for out in ((x[:, :1], x[:, :1]), (np.zeros((3, 1), np.int32), np.zeros((4, 1), np.float32))):
         with pytest.raises((TypeError, ValueError)):
-            _qrs.kmeans_assign(x, centers, out)
+            _qrs.kmeans_assign(x, centers, *out)
     labels, weights = np.zeros((4, 1), np.int32), np.ones((4, 1), np.float32)
     for bad in (centers[:, :1], centers[:0], centers.astype(float), np.asfortranarray(centers)):
         with pytest.raises((TypeError, ValueError)):

@@ -158,7 +158,8 @@ def dequantize_float_packed(
 def kmeans_assign(
     x: NDArray[float32],
     centers: NDArray[float32],
-    out: tuple[NDArray[int32], NDArray[float32]] | None = None,
+    labels: NDArray[int32] | None = None,
+    distances: NDArray[float32] | None = None,
 ) -> tuple[NDArray[int32], NDArray[float32]]: ...
 def kmeans_update(
     x: NDArray[float32], labels: NDArray[int32], weights: NDArray[float32] | None, k: int

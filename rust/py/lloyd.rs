@@ -8,16 +8,16 @@ use super::errors::{ArgValueError, compute};
 use crate::kmeans;
 
 #[pyfunction]
-#[pyo3(signature = (x, centers, out=None))]
-pub fn kmeans_assign<'py>(
-    py: Python<'py>,
-    x: &Array<'py>,
-    centers: &Array<'py>,
-    out: Option<(Array<'py>, Array<'py>)>,
+#[pyo3(signature = (x, centers, labels=None, distances=None))]
+pub fn kmeans_assign(
+    py: Python<'_>,
+    x: &Array<'_>,
+    centers: &Array<'_>,
+    labels: Option<&Array<'_>>,
+    distances: Option<&Array<'_>>,
 ) -> PyResult<(Object, Object)> {
     let (n, d) = points_of(x)?;
     let (x, centers) = (input("x", x, None)?, several("centers", centers, d)?);
-    let (labels, distances) = out.as_ref().map(|(labels, distances)| (labels, distances)).unzip();
     let (mut labels, mut distances) = (output(py, labels, (n, 1))?, output(py, distances, (n, 1))?);
     let (x, centers) = (slice(&x), slice(&centers));
     let (labels_out, distances_out) = (slice_mut(&mut labels), slice_mut(&mut distances));

@@ -31,7 +31,7 @@ fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
 fn nearest(point: &[f32], centers: &[f32]) -> (i32, f32) {
     let d = point.len();
     let label = if d == 1 {
-        let middle = |pair: &[f32]| (f64::from(pair[0]) + f64::from(pair[1])) / 2.0;
+        let middle = |pair: &[f32]| f64::midpoint(pair[0].into(), pair[1].into());
         centers.windows(2).filter(|pair| middle(pair) < f64::from(point[0])).count()
     } else {
         let squares: Vec<_> = centers.chunks(d).map(|c| squared_distance(point, c)).collect();

@@ -205,8 +205,8 @@ class Rust(Reference):
     def kmeans_assign(
         self, x: Float32, centers: Float32, out: tuple[Labels, Float32] | None = None
     ) -> tuple[Labels, Float32]:
-        columns = None if out is None else (_column(out[0]), _column(out[1]))
-        labels, distances = _qrs.kmeans_assign(x, centers, columns)
+        places = () if out is None else (_column(out[0]), _column(out[1]))
+        labels, distances = _qrs.kmeans_assign(x, centers, *places)
         return labels.reshape(-1), distances.reshape(-1)
 
     def kmeans_update(
