@@ -9,6 +9,7 @@ mod codebook;
 mod errors;
 mod floats;
 mod kmeans;
+mod lloyd;
 mod params;
 
 use numpy::PyArrayDescrMethods;
@@ -43,6 +44,8 @@ mod _qrs {
     };
     #[pymodule_export]
     use super::kmeans::kmeans_1d;
+    #[pymodule_export]
+    use super::lloyd::{kmeans_assign, kmeans_potentials, kmeans_update};
     use super::{PyModule, PyResult, Python, environment};
     #[pymodule_export]
     use super::{

@@ -27,6 +27,9 @@ __all__ = [
     "fake_quantize_affine",
     "group_range",
     "kmeans_1d",
+    "kmeans_assign",
+    "kmeans_potentials",
+    "kmeans_update",
     "num_threads",
     "pack_bits",
     "quantize_affine",
@@ -223,6 +226,21 @@ def kmeans_1d(
     weights: NDArray[float64] | None,
     with_labels: bool,
 ) -> tuple[NDArray[float64], NDArray[int32] | None, NDArray[float64], NDArray[int32]]: ...
+def kmeans_assign(
+    x: NDArray[float32],
+    centers: NDArray[float32],
+    labels: NDArray[int32] | None = None,
+    distances: NDArray[float32] | None = None,
+) -> tuple[NDArray[int32], NDArray[float32]]: ...
+def kmeans_update(
+    x: NDArray[float32], labels: NDArray[int32], weights: NDArray[float32] | None, k: int
+) -> tuple[NDArray[float64], NDArray[float64]]: ...
+def kmeans_potentials(
+    x: NDArray[float32],
+    candidates: NDArray[float32],
+    closest: NDArray[float32],
+    weights: NDArray[float32] | None,
+) -> NDArray[float64]: ...
 def simd_level() -> str: ...
 def simd_levels() -> list[str]: ...
 def set_simd_level(name: str) -> None: ...

@@ -1,8 +1,9 @@
 """The CUDA backend: every operation of the reference on CuPy arrays, the same bits.
 
-Arguments and results are those of `qrs.backends.reference`, with CuPy arrays on one device in place
-of numpy's. An operation that can find a fault waits for the stream once, to read it; the others
-return before they have run. Nothing here imports cupy before a backend is made.
+(k-means alone does not give them: its docstrings in the reference say what differs.) Arguments and
+results are those of `qrs.backends.reference`, with CuPy arrays on one device in place of numpy's.
+An operation that can find a fault waits for the stream once, to read it; the others return before
+they have run. Nothing here imports cupy before a backend is made.
 
 CuPy 14 has ml_dtypes' bfloat16 as a dtype, for `empty` and `view` as for its own kernels. Of float8
 it knows no more than the size, so that codes stay integers here.
@@ -23,7 +24,17 @@ from ..float_formats import FORMATS
 from . import nvrtc
 from .cuda.kernels import CAST, ENCODE, SATURATE, SCALE, Kernels
 from .cuda.launch import KERNELS, Faults, Load, cubins
-from .reference import Array, Bytes, Codes, Float32, Float64, Integers, Reference
+from .reference import (
+    Array,
+    Bytes,
+    Codes,
+    Float32,
+    Float64,
+    Integers,
+    Labels,
+    Reference,
+)
+from .reference.kmeans import BLOCK
 
 __all__ = ["KERNELS", "Cupy", "missing"]
 
@@ -300,6 +311,68 @@ class Cupy(Reference):
         problem = "kmeans_1d: got an array on a GPU, expected one on the host: there is no kernel"
         fix = "qrs.kmeans_1d(cupy.asnumpy(x), k)"
         raise DeviceError(f"{problem}; fix: {fix}", arg="x", value="cupy", expected=fix)
+
+    # ---- k-means: CuPy's own kernels, which flush subnormals and add in any order (class B) ------
+
+    def kmeans_assign(
+        self, x: Float32, centers: Float32, out: tuple[Labels, Float32] | None = None
+    ) -> tuple[Labels, Float32]:
+        with self._kernels.on_device_of(x=x, centers=centers):
+            labels, distances = out or (
+                self.xp.empty(len(x), np.int32),
+                self.xp.empty(len(x), np.float32),
+            )
+            if x.shape[1] == 1:
+                c = centers[:, 0]
+                middles = (c[:-1].astype(np.float64) + c[1:].astype(np.float64)) * 0.5
+                labels[...] = self.xp.searchsorted(middles, x[:, 0].astype(np.float64))
+                difference = x[:, 0] - c[labels]
+                distances[...] = difference * difference
+                return labels, distances
+            step = max(1, _PAIRS // len(centers))
+            for start in range(0, len(x), step):
+                part = slice(start, start + step)
+                squares = self._squared_distances(x[part], centers)
+                labels[part], distances[part] = squares.argmin(axis=1), squares.min(axis=1)
+        return labels, distances
+
+    def kmeans_update(
+        self, x: Float32, labels: Labels, weights: Float32 | None, k: int
+    ) -> tuple[Float64, Float64]:
+        with self._kernels.on_device_of(x=x, labels=labels, weights=weights):
+            bincount = self.xp.bincount
+            weight = self.xp.ones(len(x)) if weights is None else weights.astype(np.float64)
+            sums = self.xp.empty((k, x.shape[1]), np.float64)
+            for column in range(x.shape[1]):
+                sums[:, column] = bincount(labels, x[:, column].astype(np.float64) * weight, k)
+            return sums, bincount(labels, weight, k)
+
+    def kmeans_potentials(
+        self, x: Float32, candidates: Float32, closest: Float32, weights: Float32 | None
+    ) -> Float64:
+        with self._kernels.on_device_of(
+            x=x, candidates=candidates, closest=closest, weights=weights
+        ):
+            blocks = -(-len(x) // BLOCK)
+            potentials: Float64 = self.xp.empty((len(candidates), blocks), np.float64)
+            summands = self.xp.zeros(blocks * BLOCK, np.float64)
+            for index in range(len(candidates)):
+                squares = self._squared_distances(x, candidates[index : index + 1])[:, 0]
+                least = self.xp.minimum(squares, closest).astype(np.float64)
+                summands[: len(x)] = least if weights is None else least * weights
+                potentials[index] = summands.reshape(blocks, BLOCK).sum(axis=1)
+        return potentials
+
+    def _squared_distances(self, x: Float32, centers: Float32) -> Float32:
+        squares: Float32 = self.xp.zeros((len(x), len(centers)), np.float32)
+        for column in range(x.shape[1]):
+            difference = x[:, column, None] - centers[None, :, column]
+            squares += difference * difference
+        return squares
+
+
+_PAIRS = 1 << 26
+"""Of a point and a center that are looked at at a time: 256 MB, three times."""
 
 
 def _packed_shape(shape: tuple[int, ...], bits: int) -> tuple[int, int]:

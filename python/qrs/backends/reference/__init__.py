@@ -43,7 +43,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from .arrays import Array, Bytes, Codes, Float32, Float64, Integers, into
-from .kmeans_1d import Kmeans1dOperations
+from .kmeans import KmeansOperations, Labels
 
 __all__ = [
     "OPERATIONS",
@@ -53,12 +53,13 @@ __all__ = [
     "Float32",
     "Float64",
     "Integers",
+    "Labels",
     "Reference",
     "into",
 ]
 
 
-class Reference(Kmeans1dOperations):
+class Reference(KmeansOperations):
     """Every operation in numpy. Other backends override what they accelerate.
 
     >>> import numpy as np
