@@ -113,7 +113,8 @@ def describe() -> list[dict[str, Any]]:
         try:
             kind = type(get(name))
             own = kind is Reference
-            operations = [op for op in OPERATIONS if own or op in vars(kind)]
+            overridden = (op for op in OPERATIONS if getattr(kind, op) is not getattr(Reference, op))
+            operations = list(OPERATIONS if own else overridden)
         except DeviceError:
             reason, fix = _missing_rust() if name == "rust" else _missing_cupy()
         except QrsError as error:  # the environment asks the extension for what it cannot do

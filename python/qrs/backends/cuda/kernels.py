@@ -25,6 +25,8 @@ ENCODE, SATURATE, CAST, SCALE = map(np.int32, range(4))  # enum Conversion
 _CHUNK = 4096  # kChunk in range.cu
 _OCTETS_A_LANE = 4  # kOctets in affine.cu
 _MOST_LANES = 512
+_SUMMED = 65_536  # kChunk in scale_search.cu
+_LANES = 16  # kLanes there
 _MOST_FAST = 8 << 31  # dequantize_affine_packed counts octets in 31 bits
 
 
@@ -81,6 +83,17 @@ class Kernels(Launcher):
             codes, top, faults.words,
         )  # fmt: skip
         return codes, top
+
+    def choose_scale_codebook(
+        self, lo: Array, hi: Array, low: float, high: float, scale_dtype: str, faults: Faults
+    ) -> Array:
+        scale = self.xp.empty(lo.shape, np.float32)
+        self.launch(
+            "choose_scale_codebook", (), lo.size,
+            lo, hi, lo.size, np.float32(low), np.float32(high),
+            np.int32(SCALE_DTYPES[scale_dtype]), scale, faults.words,
+        )  # fmt: skip
+        return scale
 
     def _parameters(self, shape: tuple[int, ...], symmetric: bool) -> Parameters:
         zero_point = None if symmetric else self.xp.empty(shape, np.int32)
@@ -191,6 +204,58 @@ class Kernels(Launcher):
             out if scale is None else scale, np.int32(scale is not None), out,
         )  # fmt: skip
 
+    # ---- Codebooks ------------------------------------------------------------------------------
+
+    def quantize_codebook(
+        self, x: Array, group_size: int, bits: int, scale: Array | None, thresholds: Array,
+        codes: Array | None, out: Array, faults: Faults,
+    ) -> None:  # fmt: skip
+        books, count = thresholds.shape
+        size, by_row = _books(x.shape, group_size, scale, books)
+        self.launch(
+            "quantize_codebook", (_element(x.dtype), _levels(count + 1) if books == 1 else 0),
+            _octets(x.shape),
+            x, *x.shape, size, *_optional(scale, thresholds), thresholds,
+            *_int32(count, by_row), *_optional(codes, out), np.int32(bits), out, faults.words,
+        )  # fmt: skip
+
+    def dequantize_codebook(
+        self, packed: Array, group_size: int, bits: int, scale: Array | None,
+        offset: Array | None, book: Array, out: Array,
+    ) -> None:  # fmt: skip
+        books, levels = book.shape
+        size, by_row = _books(out.shape, group_size, scale, books)
+        self.launch(
+            "dequantize_codebook", (_element(out.dtype), books == 1), _octets(out.shape),
+            packed, *out.shape, size, np.int32(bits), book, *_int32(levels, by_row),
+            *_optional(scale, book), *_optional(offset, book), out,
+        )  # fmt: skip
+
+    def center_scales(self, scale: Array) -> tuple[Array, Array]:
+        """The mean, 0 where there is nothing, and the scales minus that."""
+        sums = scale
+        while sums is scale or sums.size > 1:
+            length, kind = sums.size, "float" if sums is scale else "double"
+            chunks = self.xp.empty(-(-length // _SUMMED), np.float64)
+            self.launch("sum_chunks", (kind,), _LANES * chunks.size, sums, length, chunks)
+            sums = chunks
+        mean, centered = self.xp.zeros((1, 1), np.float32), self.xp.empty(scale.shape, np.float32)
+        self.launch("center_scales", (), scale.size, scale, scale.size, sums, mean, centered)
+        return mean, centered
+
+    def choose_scale_lsq(
+        self, x: Array, group_size: int, weights: Array | None, levels: Array, thresholds: Array,
+        factors: Array, scale: Array, scale_dtype: str, faults: Faults,
+    ) -> Array:  # fmt: skip
+        chosen = self.xp.empty(scale.shape, np.float32)
+        self.launch(
+            "choose_scale_lsq", (_element(x.dtype), _levels(levels.size)), _LANES * scale.size,
+            x, *x.shape, per_row(x.shape[1], group_size)[0], *_optional(weights, levels),
+            levels, thresholds, np.int32(thresholds.size), factors, np.int32(factors.size),
+            scale, np.int32(SCALE_DTYPES[scale_dtype]), chosen, faults.words,
+        )  # fmt: skip
+        return chosen
+
 
 def per_row(cols: int, group_size: int) -> tuple[int, int]:
     """The group size, no more than a row, and how many groups a row has."""
@@ -201,6 +266,20 @@ def per_row(cols: int, group_size: int) -> tuple[int, int]:
 def _scaled_group(cols: int, group_size: int, scale: Array | None) -> int:
     """The group size where there are scales; else a whole row, which octets do not have to cut."""
     return max(cols, 1) if scale is None else per_row(cols, group_size)[0]
+
+
+def _books(
+    shape: tuple[int, ...], group_size: int, scale: Array | None, books: int
+) -> tuple[int, bool]:
+    """The group size, as `_scaled_group`, and whether of several books each row has one."""
+    rows, cols = shape
+    by_row = books in (1, rows)
+    return (max(cols, 1) if by_row and scale is None else per_row(cols, group_size)[0]), by_row
+
+
+def _levels(levels: int) -> int:
+    """LEVELS of the kernels for one table of so many levels."""
+    return 16 if levels <= 16 else 256
 
 
 def _element(dtype: np.dtype[Any]) -> str:
@@ -232,6 +311,11 @@ def _has_whole_groups(cols: int, group_size: int, bits: int, packed: Array) -> b
 
 def _int32(*values: int) -> tuple[np.int32, ...]:
     return tuple(map(np.int32, values))
+
+
+def _optional(array: Array | None, other: Array) -> tuple[Array, np.int32]:
+    """An array, or one that is never read, and whether it is there."""
+    return other if array is None else array, np.int32(array is not None)
 
 
 def _sent(parameters: Parameters) -> tuple[Array, Array, np.int32]:
