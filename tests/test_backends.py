@@ -185,7 +185,9 @@ def test_operations_are_those_of_the_reference():
         "dequantize_affine", "quantize_affine_packed", "dequantize_affine_packed",
         "fake_quantize_affine", "encode_float", "decode_float", "choose_scale_float",
         "choose_scale_float_nested", "quantize_float", "dequantize_float",
-        "quantize_float_packed", "dequantize_float_packed",
+        "quantize_float_packed", "dequantize_float_packed", "choose_scale_codebook",
+        "quantize_codebook", "dequantize_codebook", "center_scales", "choose_scale_lsq",
+        "quantize_codebook_packed", "dequantize_codebook_packed",
     )  # fmt: skip
 
 

@@ -19,8 +19,8 @@ Table = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 """Ascending levels (k,), their thresholds (1, k - 1), and the codes of the ranks."""
 
 
-def table(levels: tuple[float, ...], ties_down: bool = False) -> Table:
-    ascending, limits, codes = codebooks.ranked(levels, ties_down)
+def table(levels: tuple[float, ...]) -> Table:
+    ascending, limits, codes = codebooks.ranked(levels)
     return ascending, limits[None], codes
 
 
@@ -28,7 +28,7 @@ TABLES: dict[str, Table] = {
     **{name: table(levels) for name, levels in codebooks.TABLES.items()},
     "two": table((-1.0, 1.0)),
     "no-negatives": table((0.0, 0.25, 1.0)),
-    "sixteen": table(tuple(np.linspace(-1, 1.3, 16).tolist()), True),
+    "sixteen": table(tuple(np.linspace(-1, 1.3, 16).tolist())),
     "seventeen": table(tuple(np.linspace(1, -1, 17).tolist())),
     "repeated": table((0.5, -1.0, 0.5, 0.0, 0.5)),  # thresholds end with NaN
     "most": table(tuple(np.linspace(-1, 1, 256).tolist())),
