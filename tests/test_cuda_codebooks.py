@@ -9,7 +9,7 @@ from zlib import crc32
 import numpy as np
 import pytest
 
-from cuda_machines import GPU, ORDERS, SHARE, differing, machine, reference_call
+from cuda_machines import GPU, ORDERS, SHARE, alone, differing, machine, reference_call
 from kernel_calls import bits_of
 from nasty import FLOATS, every_finite, faulty, float32_sample, misaligned, nasty
 from qrs import codebooks
@@ -267,6 +267,73 @@ def test_misaligned_arrays(offset, monkeypatch):
         given = [here.to_device(a) for a in back]
         here.raw_call("dequantize_codebook_packed", out, *given, decoded)
         assert bits_of((decoded.get(),)) == bits_of(x_hat), kind
+
+
+# ---- Which kernel runs ---------------------------------------------------------------------------
+
+WHOLE = [(3, 8), (3, 16), (5, 24), (301, 32), (7, 64), (41, 128), (5, 256), (2, 1024), (3, 1000)]
+"""Rows of two groups each, and their size."""
+
+
+def whole_groups(there: str, dtype: str, kinds: tuple[str, ...], monkeypatch) -> None:
+    """Quantize and dequantize by the kernels that touch memory once, and by no other."""
+    here, name = machine(there), {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}[dtype]
+    for k, (rows, group_size) in enumerate(WHOLE):
+        random = np.random.default_rng(group_size)
+        x = random.standard_normal((rows, 2 * group_size)) * 2.0 ** random.integers(
+            -9, 9, (rows, 1)
+        )
+        x[0, :group_size] = 0
+        for kind in kinds:
+            levels, limits, codes = TABLES[kind]
+            bits, ends = 4 if levels.size <= 16 else 8, (float(levels[0]), float(levels[-1]))
+            fused = (x.astype(FLOATS[dtype]), group_size, bits, ends, SCALE_DTYPES[k % 3], None)
+            fused = (*fused, limits, codes)
+            packed, scale = reference_call("quantize_codebook_packed", *fused)
+            back = (packed, 2 * group_size, group_size, bits, scale if k % 4 else None)
+            offset = np.float32([[-0.125]]) if k % 2 else None
+            back = (*back, offset, in_code_order(levels, codes), dtype)
+            for op, args, type_ in (
+                ("quantize_codebook_packed", fused, 16 if bits == 4 else 256),
+                ("dequantize_codebook_packed", back, bits),
+            ):
+                with here.launching() as launches:
+                    assert not differing(here, [(op, args)], monkeypatch), (kind, group_size)
+                assert launches == {f"{op}<{name}, {type_}>": 1}
+
+
+@on_every_machine
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_whole_groups_take_one_launch(dtype, there, monkeypatch):
+    whole_groups(there, dtype, ("nf4", "fp4", "dynamic8", "no-negatives", "repeated"), monkeypatch)
+
+
+def test_whole_groups_as_ptx(monkeypatch):
+    whole_groups("ptx", "float16", ("fp4", "seventeen"), monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("cols", "group_size", "kind", "bits", "offset"),
+    [
+        (100, 100, "nf4", 4, 0),  # no whole octets
+        (1024, 128, "nf4", 4, 2),  # misaligned
+        (1000, 128, "nf4", 4, 0),  # ragged
+        (1024, 12, "dynamic8", 8, 0),  # groups that share an octet
+        (1024, 128, "nf4", 8, 0),  # more bits than codes have
+        (2048, 2048, "nf4", 4, 0),  # too long for the registers of a warp
+    ],
+)
+def test_other_arrays_take_three_launches(cols, group_size, kind, bits, offset, monkeypatch):
+    here, (_, limits, codes) = machine("order-2"), TABLES[kind]
+    x = np.random.default_rng(cols).standard_normal((3, cols)).astype(np.float16)
+    given = (group_size, bits, (-1.0, 1.0), "float32", None, limits, codes)
+    wanted = bits_of(reference_call("quantize_codebook_packed", x, *given))
+    there = here.xp.ndarray(misaligned(x, offset))
+    with alone(monkeypatch), here.launching() as launches:
+        result = here.raw_call("quantize_codebook_packed", there, *map(here.to_device, given))
+    assert bits_of(result) == wanted
+    quantize = f"quantize_codebook<f16, {16 if kind == 'nf4' else 256}>"
+    assert launches == dict.fromkeys(("group_range<f16>", "choose_scale_codebook", quantize), 1)
 
 
 # ---- Sums ----------------------------------------------------------------------------------------

@@ -10,6 +10,19 @@ DEVICE float reciprocal(float scale) {
     return scale < 0.0f ? -inverse : inverse;
 }
 
+// The scale with which the levels `low` and `high` reach a range, as stored.
+DEVICE float scale_reaching(float lo, float hi, float low, float high, int scale_dtype) {
+    const float up = high > 0.0f ? __fdiv_rn(hi, high) : 0.0f;
+    const float down = low < 0.0f ? __fdiv_rn(lo, low) : 0.0f;
+    return stored(__fadd_rn(fmaxf(up, down), 0.0f), scale_dtype);
+}
+
+// What is wrong with it.
+DEVICE Reason fault_of(float scale, float low, float high) {
+    if (!is_finite(scale)) return kScaleOverflow;
+    return is_finite(__fmul_rn(scale, fmaxf(high, -low))) ? kNone : kDecodeOverflow;
+}
+
 // The thresholds of a book. With LEVELS, 16 or 256, it is one for all, in shared memory, with NaN
 // up to LEVELS - 1 thresholds, so that a search takes the same steps for all tables, and checks no
 // index; with 0 it is where the caller has it.
@@ -25,19 +38,25 @@ struct Thresholds {
         }
         return Thresholds{memory, count};
     }
-    // How many thresholds each of N numbers reaches: a binary search without branches.
+    // How many thresholds each of N numbers reaches: a binary search without branches, which counts
+    // in bytes, as addresses do.
     template <int N>
     DEVICE void rank(const float (&v)[N], u32 (&rank)[N]) const {
-        const int first = LEVELS ? LEVELS / 2 : 1 << (31 - __clz(count));
+        const u32 first = LEVELS ? 2 * LEVELS : 4u << (31 - __clz(count));
 #pragma unroll
         for (int k = 0; k < N; k++) rank[k] = 0;
 #pragma unroll(LEVELS ? 8 : 1)
-        for (int step = first; step > 0; step /= 2) {
+        for (u32 step = first; step >= 4; step /= 2) {
 #pragma unroll
             for (int k = 0; k < N; k++) {
-                const int next = int(rank[k]) + step;
-                if ((LEVELS || next <= count) && v[k] >= limit[next - 1]) rank[k] = next;
+                if (!LEVELS && rank[k] + step > 4 * u32(count)) continue;
+                if (v[k] >= at(rank[k] + step - 4)) rank[k] += step;
             }
         }
+#pragma unroll
+        for (int k = 0; k < N; k++) rank[k] /= 4;
+    }
+    DEVICE float at(u32 byte) const {
+        return *reinterpret_cast<const float*>(reinterpret_cast<const char*>(limit) + byte);
     }
 };

@@ -275,6 +275,14 @@ DEVICE i64 quotient(i64 a, i64 b) {
     return a / b;
 }
 
+// n / divisor for n below 2^31, where the host has made `magic` = ceil(2^(31 + shift) / divisor)
+// with 2^shift >= divisor (Granlund and Montgomery, "Division by invariant integers using
+// multiplication").
+struct FastDivisor {
+    u32 magic, shift;
+    DEVICE u32 divide(u32 n) const { return __umulhi(2 * n, magic) >> shift; }
+};
+
 // An array (rows, cols) cut into groups, and its rows into octets, eight values each; the last
 // group and the last octet of a row may be shorter.
 struct Shape {

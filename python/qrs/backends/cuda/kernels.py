@@ -23,7 +23,7 @@ Parameters = tuple[Array, Array | None]
 SCALE_DTYPES: Final = {"float32": 0, "float16": 1, "bfloat16": 2, "e8m0": 3}  # enum ScaleDtype
 ENCODE, SATURATE, CAST, SCALE = map(np.int32, range(4))  # enum Conversion
 _CHUNK = 4096  # kChunk in range.cu
-_OCTETS_A_LANE = 4  # kOctets in affine.cu
+_OCTETS_A_LANE = 4  # kOctets in affine.cu and codebooks.cu
 _MOST_LANES = 512
 _SUMMED = 65_536  # kChunk in scale_search.cu
 _LANES = 16  # kLanes there
@@ -122,11 +122,13 @@ class Kernels(Launcher):
         )  # fmt: skip
 
     @staticmethod
-    def fits_registers(x: Array, group_size: int, bits: int, packed: Array) -> bool:
-        """Whether one block can hold a group, and all groups lie where vectors can be read."""
+    def fits_registers(
+        x: Array, group_size: int, bits: int, packed: Array, lanes: int = _MOST_LANES
+    ) -> bool:
+        """Whether `lanes` can hold a group, and all groups lie where vectors can be read."""
         cols = x.shape[1]
         group_size, _ = per_row(cols, group_size)
-        fits = group_size <= 8 * _OCTETS_A_LANE * _MOST_LANES
+        fits = group_size <= 8 * _OCTETS_A_LANE * lanes
         whole = _has_whole_groups(cols, group_size, bits, packed)
         return fits and whole and bool(x.data.ptr % 16 == 0)
 
@@ -219,17 +221,52 @@ class Kernels(Launcher):
             *_int32(count, by_row), *_optional(codes, out), np.int32(bits), out, faults.words,
         )  # fmt: skip
 
+    @classmethod
+    def fits_team(cls, x: Array, group_size: int, bits: int, thresholds: Array, out: Array) -> bool:
+        """Whether a warp can hold a group, as `fits_registers`, and `quantize_codebook_packed` has
+        codes of so many bits for one table."""
+        books, count = thresholds.shape
+        one_table = books == 1 and bits == (4 if _levels(count + 1) == 16 else 8)
+        return one_table and cls.fits_registers(x, group_size, bits, out, 32)
+
+    def quantize_codebook_packed(
+        self, x: Array, group_size: int, ends: tuple[float, float], scale_dtype: str,
+        thresholds: Array, codes: Array | None, out: Array, faults: Faults,
+    ) -> Array:  # fmt: skip
+        """For what `fits_team`."""
+        group_size, groups = per_row(x.shape[1], group_size)
+        scale = self.xp.empty((x.shape[0], groups), np.float32)
+        octets, count = group_size // 8, thresholds.size
+        lanes = _power_of_two(-(-octets // _OCTETS_A_LANE))
+        self.launch(
+            "quantize_codebook_packed", (_element(x.dtype), _levels(count + 1)), scale.size * lanes,
+            x, scale.size, *_int32(octets, lanes), *map(np.float32, ends),
+            np.int32(SCALE_DTYPES[scale_dtype]), thresholds, np.int32(count),
+            *_optional(codes, out), out, scale, faults.words,
+        )  # fmt: skip
+        return scale
+
     def dequantize_codebook(
         self, packed: Array, group_size: int, bits: int, scale: Array | None,
         offset: Array | None, book: Array, out: Array,
     ) -> None:  # fmt: skip
         books, levels = book.shape
         size, by_row = _books(out.shape, group_size, scale, books)
-        self.launch(
-            "dequantize_codebook", (_element(out.dtype), books == 1), _octets(out.shape),
-            packed, *out.shape, size, np.int32(bits), book, *_int32(levels, by_row),
-            *_optional(scale, book), *_optional(offset, book), out,
-        )  # fmt: skip
+        element, count = _element(out.dtype), np.int32(levels)
+        parameters = (*_optional(scale, book), *_optional(offset, book), out)
+        aligned = books == 1 and out.data.ptr % 16 == 0 and out.size < _MOST_FAST
+        if aligned and _has_whole_groups(out.shape[1], size, bits, packed):
+            octets = out.size // 8
+            self.launch(
+                "dequantize_codebook_packed", (element, bits), -(-octets // 2),
+                packed, np.uint32(octets), *_fast_divisor(size // 8), book, count, *parameters,
+            )  # fmt: skip
+        else:
+            self.launch(
+                "dequantize_codebook", (element, books == 1), _octets(out.shape),
+                packed, *out.shape, size, np.int32(bits), book, count, np.int32(by_row),
+                *parameters,
+            )  # fmt: skip
 
     def center_scales(self, scale: Array) -> tuple[Array, Array]:
         """The mean, 0 where there is nothing, and the scales minus that."""

@@ -66,6 +66,8 @@ KERNELS: Final[dict[str, tuple[str, ...]]] = {
     "codebooks": (
         *_instances("quantize_codebook", _DTYPES, (16, 256, 0)),
         *_instances("dequantize_codebook", _DTYPES, (True, False)),
+        *_instances("quantize_codebook_packed", _DTYPES, (16, 256)),
+        *_instances("dequantize_codebook_packed", _DTYPES, (4, 8)),
     ),
     "scale_search": (
         *_instances("choose_scale_lsq", _DTYPES, (16, 256)),

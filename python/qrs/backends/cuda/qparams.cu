@@ -68,18 +68,13 @@ __global__ void choose_scale_float_nested(const float* lo, const float* hi, i64 
     }
 }
 
-// The scales with which the levels `low` and `high` of a table reach the ranges; one that comes out
-// as zero stays zero.
+// `low` and `high` are the least and the greatest level of a table.
 // values per thread and turn: 1
 __global__ void choose_scale_codebook(const float* lo, const float* hi, i64 groups, float low,
                                       float high, i32 scale_dtype, float* scale, u64* faults) {
     for (i64 group = first_unit(); group < groups; group += stride()) {
-        const float up = high > 0.0f ? __fdiv_rn(hi[group], high) : 0.0f;
-        const float down = low < 0.0f ? __fdiv_rn(lo[group], low) : 0.0f;
-        const float chosen = stored(__fadd_rn(fmaxf(up, down), 0.0f), scale_dtype);
+        const float chosen = scale_reaching(lo[group], hi[group], low, high, scale_dtype);
         scale[group] = chosen;
-        const float reach = __fmul_rn(chosen, fmaxf(high, -low));
-        const Reason reason = is_finite(reach) ? kNone : kDecodeOverflow;
-        report(faults, group, is_finite(chosen) ? reason : kScaleOverflow);
+        report(faults, group, fault_of(chosen, low, high));
     }
 }

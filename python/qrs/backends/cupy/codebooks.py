@@ -99,6 +99,11 @@ class CodebookOperations(FloatOperations):
             out = self._out(out, packed_shape(x.shape, bits), np.uint8)
             faults = Faults(self.xp)
             if scale is None and scale_dtype is not None:
+                if kernels.fits_team(x, group_size, bits, thresholds, out):
+                    rule = (ends, scale_dtype, thresholds, codes)
+                    scale = kernels.quantize_codebook_packed(x, group_size, *rule, out, faults)
+                    faults.check()
+                    return out, scale
                 lo, hi = kernels.group_range(x, group_size, faults)
                 scale = kernels.choose_scale_codebook(lo, hi, *ends, scale_dtype, faults)
             kernels.quantize_codebook(x, group_size, bits, scale, thresholds, codes, out, faults)
