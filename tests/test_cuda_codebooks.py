@@ -109,27 +109,6 @@ def with_books(x: np.ndarray, group_size: int, levels: int, by_group: bool) -> l
     ]  # fmt: skip
 
 
-def search(
-    x: np.ndarray, group_size: int, kind: str, scale_dtype: str, factors: np.ndarray, weighted: bool
-) -> list[Call]:
-    """The scale search, from the scales that reach the ranges."""
-    levels, limits, _ = TABLES[kind]
-    ranges = reference_call("group_range", x, group_size)
-    if len(ranges) == 3:  # a fault
-        scale = np.ones((x.shape[0], -(-x.shape[1] // group_size)), np.float32)
-    else:
-        ends = (float(levels[0]), float(levels[-1]))
-        scale, *rest = reference_call("choose_scale_codebook", *ranges, *ends, scale_dtype)
-        if rest:  # a fault
-            return []
-    weights = None
-    if weighted:
-        weights = np.float32(np.random.default_rng(x.shape).uniform(0, 3, x.shape))
-        weights[:, ::5] = 0
-    given = (weights, levels, limits[0], factors, scale, scale_dtype)
-    return [("choose_scale_lsq", (x, group_size, *given))]
-
-
 @cache
 def cases(dtype: str, share: int) -> list[Call]:
     """Some of the nasty arrays with each table, group size and dtype of scales."""
@@ -148,22 +127,6 @@ def cases(dtype: str, share: int) -> list[Call]:
     return found
 
 
-@cache
-def searches(dtype: str, share: int) -> list[Call]:
-    """The same for the scale search, which takes longer."""
-    found: list[Call] = []
-    for name, x in {**nasty(dtype), **faulty(dtype)}.items():
-        for group_size in sorted({max(x.shape[1], 1), 7, 32}):
-            for kind in TABLES:
-                key = crc32(f"{name} {kind} {dtype} {group_size}".encode())
-                if key % (2 * share) == 0:
-                    factors = codebooks.LSQ_FACTORS[key % 7 :: 7]
-                    found += search(
-                        x, group_size, kind, SCALE_DTYPES[key % 3], factors, key % 5 > 2
-                    )
-    return found
-
-
 @on_every_machine
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_nasty_arrays(dtype, there, monkeypatch):
@@ -172,20 +135,11 @@ def test_nasty_arrays(dtype, there, monkeypatch):
     assert not differing(machine(there), some, monkeypatch)
 
 
-@on_every_machine
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_scale_search(dtype, there, monkeypatch):
-    some = searches(dtype, SHARE)
-    assert len(some) > 600 / SHARE
-    assert not differing(machine(there), some, monkeypatch)
-
-
 def test_as_ptx(monkeypatch):
     """A small table, a large one, and one for each group."""
     x = nasty("float16")["primes-2x1031"]
     some = [call for kind in ("fp4", "dynamic8") for call in with_table(x, 16, kind, "float16")]
     some += with_books(x, 32, 16, True)
-    some += search(x, 64, "nf4", "bfloat16", codebooks.LSQ_FACTORS[::9], True)
     assert not differing(machine("ptx"), some, monkeypatch)
 
 
@@ -336,44 +290,6 @@ def test_other_arrays_take_three_launches(cols, group_size, kind, bits, offset, 
     assert launches == dict.fromkeys(("group_range<f16>", "choose_scale_codebook", quantize), 1)
 
 
-# ---- Sums ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("there", [*ORDERS, "ptx", GPU])
-@pytest.mark.parametrize("length", [1, 15, 16, 17, 1000, 65536, 65537, 65536 * 18 + 5])
-def test_centered_scales(length, there, monkeypatch):
-    """Sums of one chunk, of several, and of so many that lanes meet chunks again."""
-    random = np.random.default_rng(length)
-    spread = (random.standard_normal(length) * 2.0 ** random.integers(-30, 30, length))[None]
-    tiny = random.integers(1, 1 << 12, length).astype(np.uint32).view(np.float32)[:, None]
-    some = [("center_scales", (scale.astype(np.float32),)) for scale in (spread, tiny)]
-    assert not differing(machine(there), some, monkeypatch)
-
-
-def test_the_mean_of_nothing_is_zero():
-    mean, centered = machine("order-0").call("center_scales", np.zeros((3, 0), np.float32))
-    assert mean.tolist() == [[0.0]]
-    assert centered.shape == (3, 0)
-
-
-@pytest.mark.parametrize("there", ["order-2", GPU])
-@pytest.mark.parametrize("length", [65_536, 65_537, 65_536 * 17 + 3])
-def test_scale_search_over_chunks(length, there, monkeypatch):
-    """Groups longer than a chunk, and a last one that is shorter than the others."""
-    x = np.random.default_rng(6).standard_normal((1, length + 40_000), np.float32)
-    some = search(x, length, "two", "float32", np.float32([0.6]), length == 65_537)
-    assert not differing(machine(there), some, monkeypatch)
-
-
-def test_scale_search_finds_something(monkeypatch):
-    """With all factors, in most groups."""
-    x = np.random.default_rng(7).standard_normal((16, 256), np.float32)
-    for kind in ("nf4", "integers"):
-        ((op, args),) = search(x, 32, kind, "float16", codebooks.LSQ_FACTORS, True)
-        assert not differing(machine("order-7"), [(op, args)], monkeypatch)
-        assert np.mean(reference_call(op, *args)[0] != args[-2]) > 0.8
-
-
 # ---- Faults --------------------------------------------------------------------------------------
 
 
@@ -400,7 +316,7 @@ def test_the_first_faulty_group_is_reported(there):
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_one_value_that_is_not_finite(dtype, value):
     """At any place of a row, whole octets or not."""
-    levels, limits, codes = TABLES["nf4"]
+    _, limits, codes = TABLES["nf4"]
     here = machine("order-2")
     for shape, at in (((3, 64), (2, 63)), ((2, 77), (0, 0)), ((2, 77), (1, 76)), ((1, 3), (0, 1))):
         x = np.ones(shape, FLOATS[dtype])
@@ -409,8 +325,6 @@ def test_one_value_that_is_not_finite(dtype, value):
         for given in (None, scale):
             found = here.call("quantize_codebook", x, 16, given, limits, codes)
             assert found == ("fault", "nonfinite", 0)
-        lsq = (x, 16, None, levels, limits[0], np.float32([1]), scale, "float32")
-        assert here.call("choose_scale_lsq", *lsq) == ("fault", "nonfinite", 0)
 
 
 def test_nothing_is_launched_for_nothing(monkeypatch):
@@ -418,7 +332,6 @@ def test_nothing_is_launched_for_nothing(monkeypatch):
     for shape in ((0, 5), (3, 0), (0, 0)):
         x = np.zeros(shape, np.float32)
         some = with_table(x, 4, "nf4", None)
-        some += search(x, 4, "nf4", "float32", np.float32([1]), False)
         with here.launching() as launches:
             assert not differing(here, some, monkeypatch)
         assert not launches
