@@ -82,6 +82,15 @@ def test_centered_scales(length, there, monkeypatch):
     assert not differing(machine(there), some, monkeypatch)
 
 
+def test_means_are_rounded_once(monkeypatch):
+    random = np.random.default_rng(9)
+    some = [
+        ("center_scales", (random.standard_normal((1, length), np.float32),))
+        for length in range(2, 60)
+    ]
+    assert not differing(machine("order-0"), some, monkeypatch)
+
+
 def test_the_mean_of_nothing_is_zero():
     mean, centered = machine("order-0").call("center_scales", np.zeros((3, 0), np.float32))
     assert mean.tolist() == [[0.0]]
@@ -109,8 +118,8 @@ def test_scale_search_finds_something(monkeypatch):
 def test_errors_that_hardly_differ(monkeypatch):
     """Scales a few units in the last place from the best: which is taken, the last bits say."""
     x = np.random.default_rng(8).standard_normal((32, 256), np.float32)
-    for weighted in (False, True):
-        ((op, args),) = search(x, 8, "nf4", "float32", codebooks.LSQ_FACTORS[::4], weighted)
+    for kind, weighted in (("nf4", False), ("nf4", True), ("two", False)):
+        ((op, args),) = search(x, 8, kind, "float32", codebooks.LSQ_FACTORS[::4], weighted)
         found = reference_call(op, *args)[0]
         beside = [(found.view(np.int32) + ulps).view(np.float32) for ulps in (-9, -3, 1, 4)]
         some = [(op, (*args[:-2], scale, "float32")) for scale in beside]
