@@ -117,11 +117,9 @@ class Learner:
         squares = np.broadcast_to((extreme / largest) ** 2, x.shape)
         importance = squares if weights is None else squares * weights
         extreme[extreme == 0] = 1
-        values, importance = (x / extreme).reshape(1, -1), importance.reshape(1, -1)
-        if not importance.any():
-            importance = np.ones_like(importance)
-        importance = importance.astype(np.float64)
-        centers = self.backend.kmeans_1d(values, self.scheme.levels, importance, False)[0]
+        values, k = (x / extreme).reshape(1, -1), self.scheme.levels
+        known: NDArray[np.float64] = importance.reshape(1, -1).astype(np.float64)
+        centers = self.backend.kmeans_1d(values, k, known if known.any() else None, False)[0]
         return centers.astype(np.float32)
 
     def searched(self, x: Float32, weights: Float32 | None, table: Float32) -> Float32:

@@ -63,10 +63,9 @@ def lsq(
     mirrored = np.array_equal(values.levels, -values.levels[::-1])
     factors = LSQ_FACTORS if mirrored else np.concatenate([LSQ_FACTORS, -LSQ_FACTORS])
     library = library_of(x).__name__
+    levels, thresholds, factors = (moved(part, library) for part in (*values, factors))
     found = backend.choose_scale_lsq(
-        rows, layout.group_size, weights,
-        *(moved(part, library) for part in (*values, factors)),
-        first_scale,
+        rows, layout.group_size, weights, levels, thresholds, factors, first_scale,
         scheme.scale_dtype if isinstance(scheme.scale_dtype, str) else "float32",
     )  # fmt: skip
     return scheme.quantize_with(x, backend, found, out)

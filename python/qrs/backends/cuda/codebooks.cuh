@@ -3,7 +3,7 @@
 
 constexpr int kMostLevels = 256;
 
-// 1 / max(|scale|, 1e-38), with the sign of the scale: finite, whatever the scale is.
+// 1 / max(|scale|, 1e-38), with the sign of the scale; 0 for 0.
 DEVICE float reciprocal(float scale) {
     const float magnitude = fabsf(scale), smallest = 1e-38f;
     const float inverse = __frcp_rn(magnitude > smallest ? magnitude : smallest);

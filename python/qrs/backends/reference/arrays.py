@@ -61,7 +61,8 @@ def lane_sums(x: Array) -> Array:
     lanes = padded.reshape(*x.shape[:-1], steps, LANES).sum(axis=-2, initial=0)
     for half in (8, 4, 2, 1):
         lanes = lanes[..., :half] + lanes[..., half:]
-    return lanes[..., 0]
+    total: Array = lanes[..., 0]
+    return total
 
 
 def narrowed(x_hat: Float32, dtype: str) -> Array:
