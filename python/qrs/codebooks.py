@@ -120,8 +120,9 @@ def half_even_thresholds(qmin: int, qmax: int) -> Float32:
 def ranked(table: tuple[float, ...]) -> tuple[Float32, Float32, NDArray[np.uint8] | None]:
     """A table of any order as ascending levels, their thresholds, and the codes of the levels.
 
-    Of equal levels only the lowest code is ever taken; ties go to the lower code, those of FP4 to
-    the lower level. The codes are None where they are 0, 1, 2, ...
+    Of equal levels only the lowest code is ever taken, and ties go to the lower code. Not so in FP4,
+    where ties go to the lower level, and of its two zeros to the first, so that small numbers above
+    zero have the code 8. The codes are None where they are 0, 1, 2, ...
 
     >>> levels, t, codes = ranked((1.0, 0.0))
     >>> levels.tolist(), codes.tolist(), codes[int(np.sum(np.float32(0.5) >= t))]
@@ -130,7 +131,11 @@ def ranked(table: tuple[float, ...]) -> tuple[Float32, Float32, NDArray[np.uint8
     values = np.array(table, np.float32)
     codes = np.argsort(values, kind="stable")
     levels = values[codes]
-    limits = thresholds(levels, None if table == FP4 else codes)
+    if table == FP4:
+        middle = (levels[:-1] + levels[1:]) / 2
+        limits = np.nextafter(middle, np.float32(np.inf))
+    else:
+        limits = thresholds(levels, codes)
     identity = bool(np.array_equal(codes, np.arange(len(codes))))
     return levels, limits, None if identity else codes.astype(np.uint8)
 

@@ -11,6 +11,7 @@ from refusals import noise, refused
 
 X = noise(4, 64)
 NF4 = qrs.quantize(X, "nf4-g16")
+KMEANS = {"table": 16, "scale_dtype": None, "group_size": None}
 LEVELS = np.float32([-1, 0, 0.5, 1])
 
 
@@ -155,8 +156,9 @@ def test_codebooks_for_schemes_without():
         ({"scale_dtype": qrs.Int(8), "group_size": None}, "scale_dtype"),
         ({"outlier_fraction": 0.1}, "outlier_fraction"),
         ({"table": 16, "outlier_fraction": 0.1}, "outlier_fraction"),
-        ({"table": 16, "outlier_fraction": 1.0, "scale_dtype": None}, "outlier_fraction"),
-        ({"table": 16, "outlier_fraction": np.nan, "scale_dtype": None}, "outlier_fraction"),
+        ({**KMEANS, "outlier_fraction": 1.0}, "outlier_fraction"),
+        ({**KMEANS, "outlier_fraction": -0.1}, "outlier_fraction"),
+        ({**KMEANS, "outlier_fraction": np.nan}, "outlier_fraction"),
         ({"table": 16, "centered": True}, "centered"),
         ({"table": 16, "book_granularity": qrs.PerAxis(0)}, "book_granularity"),
         ({"axis": 0}, "group_size"),

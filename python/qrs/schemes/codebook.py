@@ -211,6 +211,7 @@ class Codebook(Scheme, family="codebook"):
             raise checks.useless(self, "weights", weights)
         if scale is not None:
             scale = codebook_checks.given_scale(self, x.shape, scale)
+            checks.check_nonzero(scale)
             scale = scales.moved_like(scale, x)
         return codebook_parts.quantize(self, x, backend, scale, weights, out)
 
@@ -295,7 +296,7 @@ def FP4(
 
     >>> import qrs
     >>> qrs.quantize([[12.0, -6.9, 0.03, 0.0]], FP4(group_size=4)).codes.tolist()
-    [[3, 13, 0, 0]]
+    [[3, 13, 8, 0]]
     """
     return _blocks("fp4", group_size, double_quant, scale_dtype, ragged, flat)
 

@@ -67,6 +67,8 @@ def quantize(
         return qt if out is None else out.overwrite(qt)
     parts: dict[str, Any] = {}
     rows = scheme.granularity.to_rows(x)
+    if scheme.is_learned:
+        backend.group_range(rows, layout.group_size)  # a fault where a value is not finite
     outliers = sparse.Outliers.of(x, scheme.outlier_fraction) if scheme.outlier_fraction else None
     if scheme.centered:
         offset, rows = backend.center_scales(rows)

@@ -97,7 +97,7 @@ class Outliers:
     def parts(self, x_hat: Float32, dtype: str, backend: Reference) -> dict[str, Array]:
         """What is stored: x - x_hat of each, rounded to `dtype`."""
         rows, count = self.columns.shape
-        rest = self.taken(self.x) - self.taken(x_hat)
+        rest = self.taken(self.x) - self.taken(x_hat) + np.float32(0)  # never -0.0
         values = scales.stored(rest, dtype, (rows * count,), backend)
         infinite = ~np.isfinite(scales.decoded(values, dtype, backend))
         refuse_first(infinite, rest.reshape(-1), "book_dtype", f"outliers within {dtype}")
