@@ -295,4 +295,6 @@ def test_bad_arguments_are_refused():
         with pytest.raises((ValueError, TypeError)):
             call()
     with pytest.raises(ValueError, match="fit 2 bits"):
-        RUST.quantize_codebook_packed(X, 64, 2, (-1, 1), None, None, np.zeros((1, 9), np.float32), None)
+        RUST.quantize_codebook_packed(
+            X, 64, 2, (-1, 1), None, None, np.zeros((1, 9), np.float32), None
+        )
