@@ -16,9 +16,12 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from qrs.codebooks import NF4
+
 Array = NDArray[Any]
 
 GROUP = 128
+NF4_GROUP, NF4_TABLE = 64, np.array(NF4, np.float32)
 
 TITLES = {
     "int8_axis0": "int8 per channel: find the scales, quantize",
@@ -35,6 +38,8 @@ TITLES = {
     "from_e4m3": "float8 e4m3 to float32",
     "mxfp4": "MXFP4: find scales of groups of 32, quantize, pack",
     "nvfp4": "NVFP4: find scales of groups of 16 and their scale, quantize, pack",
+    "nf4": "NF4 blocks of 64: find absmax, quantize, pack",
+    "dequantize_nf4": "NF4 blocks of 64: unpack, dequantize to float32",
 }
 DTYPES = {
     "bf16": np.dtype(ml_dtypes.bfloat16),
@@ -55,6 +60,8 @@ TARGETS = {
     **{(f"{way}_{name}", "numpy"): 5.0 for way in ("to", "from") for name in DTYPES},
     ("mxfp4", "own scale"): 10.0,
     ("nvfp4", "own scale"): 10.0,
+    ("nf4", "best"): 20.0,
+    ("dequantize_nf4", "best"): 8.0,
 }
 
 
@@ -108,10 +115,21 @@ class Data:
         step = np.broadcast_to(2 * scale, groups.shape)
         return (q * scale).reshape(self.x.shape), step.reshape(self.x.shape)
 
+    def quantize_nf4(self) -> tuple[Array, Array]:
+        """The nearest levels, times absmax, and the widest step, at each element."""
+        groups = self.x.reshape(-1, NF4_GROUP)
+        absmax = np.abs(groups).max(axis=1, keepdims=True)
+        middles = (NF4_TABLE[1:] + NF4_TABLE[:-1]) / 2
+        x_hat = NF4_TABLE[np.searchsorted(middles, groups * (1 / absmax))] * absmax
+        step = np.broadcast_to(absmax * np.diff(NF4_TABLE).max(), groups.shape)
+        return x_hat.reshape(self.x.shape), step.reshape(self.x.shape)
+
     def answer(self, job: str) -> tuple[Array, Array | np.float32]:
         """The decoded array that `job` stands for, and the size of a step at each element."""
         if job in ("int8_tensor", "int8_given"):
             return self.q8_tensor * self.s8_tensor, self.s8_tensor
+        if job in ("nf4", "dequantize_nf4"):
+            return self.quantize_nf4()
         if job in ("mxfp4", "nvfp4"):
             return self.quantize_fp4(job)
         if (name := job.partition("_")[2]) in DTYPES:

@@ -162,10 +162,10 @@ def main() -> None:
     args = arguments()
     # Before numpy and torch count the CPUs.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
-    from float_libraries import Gguf, Numpy, Qrs, TorchAO
+    from codebook_libraries import BitsAndBytes, Numpy, OnnxRuntime, Qrs
+    from float_libraries import Gguf, TorchAO
     from jobs import TITLES, make_data
-    from libraries import BitsAndBytes, Torch, TorchCompile
-    from ort import OnnxRuntime
+    from libraries import Torch, TorchCompile
 
     data = make_data(*((256, 1024) if args.quick else (4096, 4096)))
     libraries: list[Any] = []

@@ -15,6 +15,8 @@ pub(crate) mod f16c;
 pub mod float_formats;
 pub mod floats;
 pub mod grid;
+pub mod kmeans;
+pub mod kmeans_1d;
 pub(crate) mod lookup;
 pub mod numeric;
 pub mod pack;

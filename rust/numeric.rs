@@ -17,9 +17,9 @@
 //! 6. Float32 sums have a fixed order of lanes, that of `sums`.
 //! 7. Scales are rounded to their stored dtype first; zero points and codes are computed with the
 //!    rounded ones. A scale that overflows its dtype is an error.
-//! 8. Codebooks: `v = x * (1 / max(|scale|, 1e-38))`, with the sign of the scale, and the code counts
-//!    the thresholds that v reaches. `scale = max(hi / highest, lo / lowest level)`; one that comes out
-//!    as zero stays zero.
+//! 8. Codebooks: `v = x * (1 / max(|scale|, 1e-38))`, with the sign of the scale, or 0 where that is 0;
+//!    the code counts the thresholds that v reaches. `scale = max(hi / highest, lo / lowest level)`;
+//!    one that comes out as zero stays zero.
 //!
 //! This file is the one copy of each of these formulas, and `float_formats` of those of rules 9 and 10.
 //! They know nothing of arrays.
@@ -314,10 +314,10 @@ pub fn choose_reach<S: Element>(lo: f32, hi: f32, low: f32, high: f32) -> Chosen
 /// Of reciprocals: nothing is divided by less.
 const SMALLEST_DIVISOR: f32 = 1e-38;
 
-/// 1 / scale; finite for every scale, 0 included.
+/// 1 / scale, and no more than 1 / [`SMALLEST_DIVISOR`]; 0 for 0.
 #[inline(always)]
 #[must_use]
 pub fn reciprocal(scale: f32) -> f32 {
-    let magnitude = larger(scale.abs(), SMALLEST_DIVISOR);
-    (if scale < 0.0 { -1.0 } else { 1.0 }) / magnitude
+    let sign = f32::from(i8::from(scale > 0.0) - i8::from(scale < 0.0));
+    sign / larger(scale.abs(), SMALLEST_DIVISOR)
 }

@@ -8,6 +8,8 @@ mod arrays;
 mod codebook;
 mod errors;
 mod floats;
+mod kmeans;
+mod lloyd;
 mod params;
 
 use numpy::PyArrayDescrMethods;
@@ -40,6 +42,10 @@ mod _qrs {
         choose_scale_float, choose_scale_float_nested, decode_float, dequantize_float,
         dequantize_float_packed, encode_float, quantize_float, quantize_float_packed,
     };
+    #[pymodule_export]
+    use super::kmeans::kmeans_1d;
+    #[pymodule_export]
+    use super::lloyd::{kmeans_assign, kmeans_potentials, kmeans_update};
     use super::{PyModule, PyResult, Python, environment};
     #[pymodule_export]
     use super::{

@@ -7,6 +7,8 @@ mod divisions;
 mod faults;
 mod floats;
 mod kernels;
+mod kmeans;
+mod kmeans_1d;
 mod oracle;
 mod worked_numbers;
 

@@ -187,7 +187,8 @@ def test_operations_are_those_of_the_reference():
         "choose_scale_float_nested", "quantize_float", "dequantize_float",
         "quantize_float_packed", "dequantize_float_packed", "choose_scale_codebook",
         "quantize_codebook", "dequantize_codebook", "center_scales", "choose_scale_lsq",
-        "quantize_codebook_packed", "dequantize_codebook_packed",
+        "quantize_codebook_packed", "dequantize_codebook_packed", "kmeans_1d", "kmeans_assign",
+        "kmeans_update", "kmeans_potentials",
     )  # fmt: skip
 
 

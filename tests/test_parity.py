@@ -1,5 +1,6 @@
 """The Rust backend gives the bits of the reference: every operation, SIMD level and dtype.
-The float operations are in test_float_parity.py, those of codebooks in test_codebook_parity.py.
+The float operations are in test_float_parity.py, those of codebooks in test_codebook_parity.py,
+clustering in test_kmeans_1d.py and test_kmeans_parity.py.
 
 The expected bits come from `Reference`, itself tested against numbers computed by hand in
 test_reference.py. While a Rust operation runs, every operation of the reference raises, so that
@@ -26,6 +27,7 @@ from kernel_calls import (
     call,
     call_given,
 )
+from kmeans_calls import KMEANS_ARGUMENTS
 from nasty import FLOATS, every_finite, faulty, float32_sample, misaligned, nasty
 from qrs import _qrs
 from qrs.backends.reference import OPERATIONS, Reference
@@ -78,7 +80,8 @@ def differing(results: dict[str, tuple], call_rust: Callable[[str], tuple]) -> l
 
 
 def test_rust_overrides_every_operation():
-    assert set(OPERATIONS) == {*ARGUMENTS, *FLOAT_ARGUMENTS, *BOOK_ARGUMENTS}
+    known = {*ARGUMENTS, *FLOAT_ARGUMENTS, *BOOK_ARGUMENTS, *KMEANS_ARGUMENTS, "kmeans_1d"}
+    assert set(OPERATIONS) == known
     assert not set(OPERATIONS) - set(vars(Rust))
 
 

@@ -1,6 +1,6 @@
-"""Float schemes against other libraries, byte for byte, where those are installed.
+"""Schemes against other libraries, byte for byte, where those are installed.
 
-gguf comes with the extra `test`; torch and torchao, which are large, only with `peers`.
+gguf comes with the extra `test`; torch, torchao and bitsandbytes, all large, only with `peers`.
 """
 
 import numpy as np
@@ -58,3 +58,60 @@ def test_nvfp4_is_that_of_torchao():
     assert np.array_equal(scale.view(torch.uint8).numpy().reshape(64, 16), part.packed)
     packed = qrs.quantize(x, "nvfp4").packed
     assert np.array_equal(codes.view(torch.uint8).numpy().reshape(packed.shape), packed)
+
+
+def bitsandbytes():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    functional = pytest.importorskip("bitsandbytes.functional", reason="no bitsandbytes")
+    return torch, functional
+
+
+@pytest.mark.parametrize("group_size", [32, 64, 256])
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_nf4_and_fp4_are_those_of_bitsandbytes(kind, group_size, dtype):
+    """Codes, absmax and values; ties, zeros and rows of every size among them."""
+    torch, functional = bitsandbytes()
+    x = weights()
+    levels = np.array(qrs.codebooks.TABLES[kind], np.float32)
+    x[8] = np.resize(np.sort(levels)[:-1] + np.diff(np.sort(levels)) / 2, 256)
+    x[8, ::group_size] = 1
+    x = qrs.floats.decode(qrs.floats.encode(x / 1e3, dtype), dtype)
+    given = torch.from_numpy(x).to(getattr(torch, dtype))
+    packed, state = functional.quantize_4bit(given, blocksize=group_size, quant_type=kind)
+    qt = qrs.quantize(x, qrs.parse(f"{kind}-g{group_size}"))
+    halves = packed.numpy().reshape(64, 128)
+    theirs = np.stack([halves >> 4, halves & 15], axis=2).reshape(64, 256)
+    assert np.array_equal(theirs, qt.codes)
+    assert np.array_equal(state.absmax.numpy(), qt.scale.reshape(-1))
+    state.dtype = torch.float32
+    assert np.array_equal(functional.dequantize_4bit(packed, state).numpy(), qt.dequantize())
+
+
+def test_double_quantization_is_that_of_bitsandbytes():
+    """Its look-up of the nested codes is coarse: 99 % are equal, and the rest next to ours."""
+    torch, functional = bitsandbytes()
+    x = np.random.default_rng(5).standard_normal((256, 4096), np.float32)
+    packed, state = functional.quantize_4bit(
+        torch.from_numpy(x), blocksize=64, quant_type="nf4", compress_statistics=True
+    )
+    qt = qrs.quantize(x, "nf4-g64-dq")
+    nested = qt.parts["scale"]
+    halves = packed.numpy().reshape(256, 2048)
+    assert np.array_equal(np.stack([halves >> 4, halves & 15], axis=2).reshape(x.shape), qt.codes)
+    exact = np.abs(x).reshape(-1, 64).max(axis=1).astype(np.float64).mean()
+    assert float(nested.parts["offset"]) == np.float32(exact)
+    # Ours, of the same numbers less the offset that bitsandbytes found.
+    absmax = np.abs(x).reshape(-1, 64).max(axis=1) - state.offset.numpy()
+    scheme = qrs.Codebook("dynamic8", group_size=256, ragged=True)
+    ours = qrs.quantize(absmax, scheme)
+    assert np.array_equal(ours.scale, state.state2.absmax.numpy())
+    apart = np.abs(ours.codes.astype(int) - state.absmax.numpy().astype(int))
+    assert apart.max() <= 1 and np.mean(apart == 0) >= 0.99
+    # Decoding their bytes gives their values.
+    part = qrs.QTensor.from_leaves(nested.scheme, nested.shape, "float32", {
+        "packed": state.absmax.numpy(), "scale": state.state2.absmax.numpy(),
+        "offset": state.offset.numpy(),
+    })  # fmt: skip
+    made = qrs.QTensor.from_parts("nf4-g64-dq", x.shape, qt.codes, part)
+    assert np.array_equal(made.dequantize(), functional.dequantize_4bit(packed, state).numpy())

@@ -6,7 +6,7 @@ dtype beside them. Parameters are positional-only in spirit: they have no meanin
 
 from typing import Any
 
-from numpy import float32, int32, uint8
+from numpy import float32, float64, int32, uint8
 from numpy.typing import NDArray
 
 __all__ = [
@@ -26,6 +26,10 @@ __all__ = [
     "encode_float",
     "fake_quantize_affine",
     "group_range",
+    "kmeans_1d",
+    "kmeans_assign",
+    "kmeans_potentials",
+    "kmeans_update",
     "num_threads",
     "pack_bits",
     "quantize_affine",
@@ -215,6 +219,28 @@ def dequantize_codebook_packed(
     dtype: str,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]: ...
+def kmeans_1d(
+    x: NDArray[Any],
+    dtype: str,
+    k: int,
+    weights: NDArray[float64] | None,
+    with_labels: bool,
+) -> tuple[NDArray[float64], NDArray[int32] | None, NDArray[float64], NDArray[int32]]: ...
+def kmeans_assign(
+    x: NDArray[float32],
+    centers: NDArray[float32],
+    labels: NDArray[int32] | None = None,
+    distances: NDArray[float32] | None = None,
+) -> tuple[NDArray[int32], NDArray[float32]]: ...
+def kmeans_update(
+    x: NDArray[float32], labels: NDArray[int32], weights: NDArray[float32] | None, k: int
+) -> tuple[NDArray[float64], NDArray[float64]]: ...
+def kmeans_potentials(
+    x: NDArray[float32],
+    candidates: NDArray[float32],
+    closest: NDArray[float32],
+    weights: NDArray[float32] | None,
+) -> NDArray[float64]: ...
 def simd_level() -> str: ...
 def simd_levels() -> list[str]: ...
 def set_simd_level(name: str) -> None: ...

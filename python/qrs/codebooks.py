@@ -76,7 +76,7 @@ between libraries in the last place."""
 
 TABLES: Final = {"nf4": NF4, "fp4": FP4, "dynamic8": DYNAMIC8}
 
-LSQ_FACTORS: Final = np.linspace(0.45, 1.25, 24).astype(np.float32)
+LSQ_FACTORS: Final = np.linspace(0.4, 1.45, 28).astype(np.float32)
 """What the scale search tries: this much of the scale that makes the largest magnitude a code."""
 
 

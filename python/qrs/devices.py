@@ -7,6 +7,7 @@ Nothing here imports CuPy unless an array of a GPU is at hand or asked for, and 
 from __future__ import annotations
 
 import importlib
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,12 @@ def library_of(x: Any) -> Any:
     'numpy'
     """
     return importlib.import_module("cupy") if is_cupy(x) else np
+
+
+def device_of(x: Any) -> AbstractContextManager[Any]:
+    """What makes the device of `x` the current one; on the host, nothing."""
+    device: AbstractContextManager[Any] = x.device if is_cupy(x) else nullcontext()
+    return device
 
 
 def as_cupy(x: Any) -> Array:

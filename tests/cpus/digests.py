@@ -16,6 +16,7 @@ import qrs
 from codebook_calls import BOOK_ARGUMENTS, BOOK_RULES, BookCase, call_book
 from float_calls import FLOAT_ARGUMENTS, FLOAT_RULES, FloatCase, call_float
 from kernel_calls import RULES, Case, bits_of, call
+from kmeans_calls import KMEANS_ARGUMENTS, KMEANS_CASES, call_kmeans
 from nasty import FLOATS, faulty, nasty
 from qrs.backends.reference import OPERATIONS
 from qrs.backends.rust import Rust
@@ -35,16 +36,25 @@ def digests(threads: int) -> dict[str, str]:
             cases = [Case(x, size, rule) for size in sizes for rule in RULES.values()]
             floats = [FloatCase(x, size, rule) for size in sizes[:2] for rule in SOME_FLOAT_RULES]
             books = [BookCase(x, size, rule) for size in sizes[1:] for rule in SOME_BOOK_RULES]
-            for op in OPERATIONS:
+            for op in set(OPERATIONS) - set(KMEANS_ARGUMENTS) - {"kmeans_1d"}:
                 if op in BOOK_ARGUMENTS:
                     results = repr([bits_of(call_book(backend, op, case)) for case in books])
                 elif op in FLOAT_ARGUMENTS:
                     results = repr([bits_of(call_float(backend, op, case)) for case in floats])
                 else:
                     results = repr([bits_of(call(backend, op, case)) for case in cases])
-                digest = hashlib.sha256(results.encode()).hexdigest()
-                found[f"{op} {dtype} {name}"] = digest[:16]
+                found[f"{op} {dtype} {name}"] = digest(results)
+    rows = [x for dtype in FLOATS for x in nasty(dtype).values() if x.shape[1]]
+    results = repr([bits_of(backend.kmeans_1d(x, 3, None, True)) for x in rows])
+    found["kmeans_1d"] = digest(results)
+    for op in KMEANS_ARGUMENTS:
+        results = repr([bits_of(call_kmeans(backend, op, case)) for case in KMEANS_CASES])
+        found[op] = digest(results)
     return found
+
+
+def digest(results: str) -> str:
+    return hashlib.sha256(results.encode()).hexdigest()[:16]
 
 
 def main() -> None:

@@ -212,8 +212,17 @@ class ndarray:
     def max(self) -> ndarray:
         return self._like(self._host.max())
 
-    def min(self) -> ndarray:
-        return self._like(self._host.min())
+    def min(self, axis: int | None = None) -> ndarray:
+        return self._like(self._host.min(axis))
+
+    def argmin(self, axis: int | None = None) -> ndarray:
+        return self._like(self._host.argmin(axis))
+
+    def argmax(self) -> ndarray:
+        return self._like(self._host.argmax())
+
+    def sum(self, axis: int) -> ndarray:
+        return self._like(self._host.sum(axis))
 
 
 def _operator(name: str) -> Callable[[ndarray, Any], ndarray]:
@@ -354,6 +363,20 @@ def from_dlpack(value: Any) -> ndarray:
     array = value.__dlpack__()
     assert isinstance(array, ndarray)
     return array
+
+
+def minimum(a: ndarray, b: ndarray, out: ndarray | None = None) -> ndarray:
+    out = empty(a.shape, a.dtype) if out is None else out
+    np.minimum(a._host, _unwrapped(a, b), out=out._host)
+    return out
+
+
+def searchsorted(ascending: ndarray, values: ndarray) -> ndarray:
+    return values._like(np.searchsorted(_unwrapped(values, ascending), values._host))
+
+
+def bincount(x: ndarray, weights: ndarray, minlength: int) -> ndarray:
+    return x._like(np.bincount(x._host, _unwrapped(x, weights), minlength))
 
 
 def concatenate(values: Any) -> ndarray:

@@ -100,6 +100,10 @@ def available() -> list[str]:
     return [entry["name"] for entry in describe() if entry["available"]]
 
 
+def _overrides(kind: type, op: str) -> bool:
+    return getattr(kind, op) is not getattr(Reference, op)
+
+
 def describe() -> list[dict[str, Any]]:
     """Each backend: name, available, reason and fix where it is missing, its own operations.
 
@@ -112,8 +116,7 @@ def describe() -> list[dict[str, Any]]:
         operations: list[str] = []
         try:
             kind = type(get(name))
-            own = kind is Reference
-            operations = [op for op in OPERATIONS if own or op in vars(kind)]
+            operations = [op for op in OPERATIONS if kind is Reference or _overrides(kind, op)]
         except DeviceError:
             reason, fix = _missing_rust() if name == "rust" else _missing_cupy()
         except QrsError as error:  # the environment asks the extension for what it cannot do

@@ -14,7 +14,17 @@ from numpy.typing import NDArray
 from .. import _qrs
 from ..constants import DTYPE_NAMES, DTYPES
 from ..float_formats import FORMATS
-from .reference import Array, Bytes, Codes, Float32, Integers, Reference, into
+from .reference import (
+    Array,
+    Bytes,
+    Codes,
+    Float32,
+    Float64,
+    Integers,
+    Labels,
+    Reference,
+    into,
+)
 
 
 class Rust(Reference):
@@ -273,6 +283,29 @@ class Rust(Reference):
         )
         return _typed(x_hat, dtype)
 
+    def kmeans_1d(
+        self, x: Array, k: int, weights: Float64 | None, with_labels: bool
+    ) -> tuple[Float64, NDArray[np.int32] | None, Float64, NDArray[np.int32]]:
+        return _qrs.kmeans_1d(*_raw(x), k, weights, with_labels)
+
+    def kmeans_assign(
+        self, x: Float32, centers: Float32, out: tuple[Labels, Float32] | None = None
+    ) -> tuple[Labels, Float32]:
+        places = () if out is None else (_column(out[0]), _column(out[1]))
+        labels, distances = _qrs.kmeans_assign(x, centers, *places)
+        return labels.reshape(-1), distances.reshape(-1)
+
+    def kmeans_update(
+        self, x: Float32, labels: Labels, weights: Float32 | None, k: int
+    ) -> tuple[Float64, Float64]:
+        sums, totals = _qrs.kmeans_update(x, _column(labels), _column(weights), k)
+        return sums, totals.reshape(-1)
+
+    def kmeans_potentials(
+        self, x: Float32, candidates: Float32, closest: Float32, weights: Float32 | None
+    ) -> Float64:
+        return _qrs.kmeans_potentials(x, candidates, _column(closest), _column(weights))
+
 
 _FLOAT32 = DTYPES["float32"]
 
@@ -282,7 +315,7 @@ def _raw(x: Array) -> tuple[Array, str]:
     if x.dtype is _FLOAT32:
         return x, "float32"
     name = DTYPE_NAMES[x.dtype]
-    return (x if name == "float32" else x.view(np.uint16)), name
+    return (x if x.itemsize > 2 else x.view(np.uint16)), name
 
 
 def _typed(raw: Array, dtype: str) -> Array:
@@ -304,3 +337,12 @@ def _row(vector: None) -> None: ...
 def _row(vector: Array | None) -> Array | None:
     """A vector as kernels take it, with two axes."""
     return None if vector is None else vector.reshape(1, -1)
+
+
+@overload
+def _column(values: None) -> None: ...
+@overload
+def _column(values: Array) -> Array: ...
+def _column(values: Array | None) -> Array | None:
+    """One number for each point, as kernels take them."""
+    return None if values is None else values.reshape(-1, 1)

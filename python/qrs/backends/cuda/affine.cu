@@ -303,14 +303,6 @@ __global__ void __launch_bounds__(512)
 
 // ---- Whole groups to values ---------------------------------------------------------------------
 
-// n / divisor for n below 2^31, where the host has made `magic` = ceil(2^(31 + shift) / divisor)
-// with 2^shift >= divisor (Granlund and Montgomery, "Division by invariant integers using
-// multiplication").
-struct FastDivisor {
-    u32 magic, shift;
-    DEVICE u32 divide(u32 n) const { return __umulhi(2 * n, magic) >> shift; }
-};
-
 // Groups of whole octets, fewer than 2^31 of those; `magic` and `shift` divide by the octets of a
 // group. Two octets a turn, of which lanes read and write theirs side by side.
 // values per thread and turn: 16

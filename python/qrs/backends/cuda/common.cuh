@@ -11,10 +11,14 @@
 //    decode to infinity is a fault.
 // 4. A scale that comes out as zero becomes 1. Subnormals are kept.
 // 5. NaN and infinities are a fault.
-// 6. Float32 sums have a fixed order of lanes; no kernel here has one.
+// 6. In sums, the lane of element i is i mod 16, and the lanes fold as (l, l + 8), (l, l + 4),
+//    (l, l + 2), (l, l + 1). What is longer than 65,536 is cut into chunks of 65,536, and the chunk
+//    sums, in order, are summed by the same rule. No fused multiply-add.
 // 7. Scales are rounded to their stored dtype first; zero points and codes use the rounded ones. A
 //    scale that overflows its dtype is a fault.
-// 8. Rules of foreign formats are parameters of their schemes; no kernel here has one.
+// 8. Codebooks encode as bitsandbytes does: v = x * (1 / max(|scale|, 1e-38)), with the sign of the
+//    scale, and the code counts the thresholds that v reaches. scale = max(hi / highest, lo /
+//    lowest level); one that comes out as zero stays zero.
 // 9. Conversions between float formats keep NaN, as the canonical quiet one with the sign of the
 //    input, and infinities where the format has them.
 // 10. MX scales are 2^(floor(log2 absmax) - max_exponent), at least 2^-127.
@@ -270,6 +274,14 @@ DEVICE i64 quotient(i64 a, i64 b) {
     if (((a | b) >> 32) == 0) return u32(a) / u32(b);
     return a / b;
 }
+
+// n / divisor for n below 2^31, where the host has made `magic` = ceil(2^(31 + shift) / divisor)
+// with 2^shift >= divisor (Granlund and Montgomery, "Division by invariant integers using
+// multiplication").
+struct FastDivisor {
+    u32 magic, shift;
+    DEVICE u32 divide(u32 n) const { return __umulhi(2 * n, magic) >> shift; }
+};
 
 // An array (rows, cols) cut into groups, and its rows into octets, eight values each; the last
 // group and the last octet of a row may be shorter.

@@ -23,8 +23,10 @@ Parameters = tuple[Array, Array | None]
 SCALE_DTYPES: Final = {"float32": 0, "float16": 1, "bfloat16": 2, "e8m0": 3}  # enum ScaleDtype
 ENCODE, SATURATE, CAST, SCALE = map(np.int32, range(4))  # enum Conversion
 _CHUNK = 4096  # kChunk in range.cu
-_OCTETS_A_LANE = 4  # kOctets in affine.cu
+_OCTETS_A_LANE = 4  # kOctets in affine.cu and codebooks.cu
 _MOST_LANES = 512
+_SUMMED = 65_536  # kChunk in scale_search.cu
+_LANES = 16  # kLanes there
 _MOST_FAST = 8 << 31  # dequantize_affine_packed counts octets in 31 bits
 
 
@@ -82,6 +84,17 @@ class Kernels(Launcher):
         )  # fmt: skip
         return codes, top
 
+    def choose_scale_codebook(
+        self, lo: Array, hi: Array, low: float, high: float, scale_dtype: str, faults: Faults
+    ) -> Array:
+        scale = self.xp.empty(lo.shape, np.float32)
+        self.launch(
+            "choose_scale_codebook", (), lo.size,
+            lo, hi, lo.size, np.float32(low), np.float32(high),
+            np.int32(SCALE_DTYPES[scale_dtype]), scale, faults.words,
+        )  # fmt: skip
+        return scale
+
     def _parameters(self, shape: tuple[int, ...], symmetric: bool) -> Parameters:
         zero_point = None if symmetric else self.xp.empty(shape, np.int32)
         return self.xp.empty(shape, np.float32), zero_point
@@ -109,11 +122,13 @@ class Kernels(Launcher):
         )  # fmt: skip
 
     @staticmethod
-    def fits_registers(x: Array, group_size: int, bits: int, packed: Array) -> bool:
-        """Whether one block can hold a group, and all groups lie where vectors can be read."""
+    def fits_registers(
+        x: Array, group_size: int, bits: int, packed: Array, lanes: int = _MOST_LANES
+    ) -> bool:
+        """Whether `lanes` can hold a group, and all groups lie where vectors can be read."""
         cols = x.shape[1]
         group_size, _ = per_row(cols, group_size)
-        fits = group_size <= 8 * _OCTETS_A_LANE * _MOST_LANES
+        fits = group_size <= 8 * _OCTETS_A_LANE * lanes
         whole = _has_whole_groups(cols, group_size, bits, packed)
         return fits and whole and bool(x.data.ptr % 16 == 0)
 
@@ -191,6 +206,93 @@ class Kernels(Launcher):
             out if scale is None else scale, np.int32(scale is not None), out,
         )  # fmt: skip
 
+    # ---- Codebooks ------------------------------------------------------------------------------
+
+    def quantize_codebook(
+        self, x: Array, group_size: int, bits: int, scale: Array | None, thresholds: Array,
+        codes: Array | None, out: Array, faults: Faults,
+    ) -> None:  # fmt: skip
+        books, count = thresholds.shape
+        size, by_row = _books(x.shape, group_size, scale, books)
+        self.launch(
+            "quantize_codebook", (_element(x.dtype), _levels(count + 1) if books == 1 else 0),
+            _octets(x.shape),
+            x, *x.shape, size, *_optional(scale, thresholds), thresholds,
+            *_int32(count, by_row), *_optional(codes, out), np.int32(bits), out, faults.words,
+        )  # fmt: skip
+
+    @classmethod
+    def fits_team(cls, x: Array, group_size: int, bits: int, thresholds: Array, out: Array) -> bool:
+        """Whether a warp can hold a group, as `fits_registers`, and `quantize_codebook_packed` has
+        codes of so many bits for one table."""
+        books, count = thresholds.shape
+        one_table = books == 1 and bits == (4 if _levels(count + 1) == 16 else 8)
+        return one_table and cls.fits_registers(x, group_size, bits, out, 32)
+
+    def quantize_codebook_packed(
+        self, x: Array, group_size: int, ends: tuple[float, float], scale_dtype: str,
+        thresholds: Array, codes: Array | None, out: Array, faults: Faults,
+    ) -> Array:  # fmt: skip
+        """For what `fits_team`."""
+        group_size, groups = per_row(x.shape[1], group_size)
+        scale = self.xp.empty((x.shape[0], groups), np.float32)
+        octets, count = group_size // 8, thresholds.size
+        lanes = _power_of_two(-(-octets // _OCTETS_A_LANE))
+        self.launch(
+            "quantize_codebook_packed", (_element(x.dtype), _levels(count + 1)), scale.size * lanes,
+            x, scale.size, *_int32(octets, lanes), *map(np.float32, ends),
+            np.int32(SCALE_DTYPES[scale_dtype]), thresholds, np.int32(count),
+            *_optional(codes, out), out, scale, faults.words,
+        )  # fmt: skip
+        return scale
+
+    def dequantize_codebook(
+        self, packed: Array, group_size: int, bits: int, scale: Array | None,
+        offset: Array | None, book: Array, out: Array,
+    ) -> None:  # fmt: skip
+        books, levels = book.shape
+        size, by_row = _books(out.shape, group_size, scale, books)
+        element, count = _element(out.dtype), np.int32(levels)
+        parameters = (*_optional(scale, book), *_optional(offset, book), out)
+        aligned = books == 1 and out.data.ptr % 16 == 0 and out.size < _MOST_FAST
+        if aligned and _has_whole_groups(out.shape[1], size, bits, packed):
+            octets = out.size // 8
+            self.launch(
+                "dequantize_codebook_packed", (element, bits), -(-octets // 2),
+                packed, np.uint32(octets), *_fast_divisor(size // 8), book, count, *parameters,
+            )  # fmt: skip
+        else:
+            self.launch(
+                "dequantize_codebook", (element, books == 1), _octets(out.shape),
+                packed, *out.shape, size, np.int32(bits), book, count, np.int32(by_row),
+                *parameters,
+            )  # fmt: skip
+
+    def center_scales(self, scale: Array) -> tuple[Array, Array]:
+        """The mean, 0 where there is nothing, and the scales minus that."""
+        sums = scale
+        while sums is scale or sums.size > 1:
+            length, kind = sums.size, "float" if sums is scale else "double"
+            chunks = self.xp.empty(-(-length // _SUMMED), np.float64)
+            self.launch("sum_chunks", (kind,), _LANES * chunks.size, sums, length, chunks)
+            sums = chunks
+        mean, centered = self.xp.zeros((1, 1), np.float32), self.xp.empty(scale.shape, np.float32)
+        self.launch("center_scales", (), scale.size, scale, scale.size, sums, mean, centered)
+        return mean, centered
+
+    def choose_scale_lsq(
+        self, x: Array, group_size: int, weights: Array | None, levels: Array, thresholds: Array,
+        factors: Array, scale: Array, scale_dtype: str, faults: Faults,
+    ) -> Array:  # fmt: skip
+        chosen = self.xp.empty(scale.shape, np.float32)
+        self.launch(
+            "choose_scale_lsq", (_element(x.dtype), _levels(levels.size)), _LANES * scale.size,
+            x, *x.shape, per_row(x.shape[1], group_size)[0], *_optional(weights, levels),
+            levels, thresholds, np.int32(thresholds.size), factors, np.int32(factors.size),
+            scale, np.int32(SCALE_DTYPES[scale_dtype]), chosen, faults.words,
+        )  # fmt: skip
+        return chosen
+
 
 def per_row(cols: int, group_size: int) -> tuple[int, int]:
     """The group size, no more than a row, and how many groups a row has."""
@@ -201,6 +303,20 @@ def per_row(cols: int, group_size: int) -> tuple[int, int]:
 def _scaled_group(cols: int, group_size: int, scale: Array | None) -> int:
     """The group size where there are scales; else a whole row, which octets do not have to cut."""
     return max(cols, 1) if scale is None else per_row(cols, group_size)[0]
+
+
+def _books(
+    shape: tuple[int, ...], group_size: int, scale: Array | None, books: int
+) -> tuple[int, bool]:
+    """The group size, as `_scaled_group`, and whether of several books each row has one."""
+    rows, cols = shape
+    by_row = books in (1, rows)
+    return (max(cols, 1) if by_row and scale is None else per_row(cols, group_size)[0]), by_row
+
+
+def _levels(levels: int) -> int:
+    """LEVELS of the kernels for one table of so many levels."""
+    return 16 if levels <= 16 else 256
 
 
 def _element(dtype: np.dtype[Any]) -> str:
@@ -232,6 +348,11 @@ def _has_whole_groups(cols: int, group_size: int, bits: int, packed: Array) -> b
 
 def _int32(*values: int) -> tuple[np.int32, ...]:
     return tuple(map(np.int32, values))
+
+
+def _optional(array: Array | None, other: Array) -> tuple[Array, np.int32]:
+    """An array, or one that is never read, and whether it is there."""
+    return other if array is None else array, np.int32(array is not None)
 
 
 def _sent(parameters: Parameters) -> tuple[Array, Array, np.int32]:

@@ -45,6 +45,7 @@ KERNELS: Final[dict[str, tuple[str, ...]]] = {
     "qparams": (
         "choose_qparams_affine",
         "choose_scale_float",
+        "choose_scale_codebook",
         "absmax_of_all",
         *_instances("choose_scale_float_nested", _FORMATS),
     ),
@@ -61,6 +62,17 @@ KERNELS: Final[dict[str, tuple[str, ...]]] = {
         *_instances("quantize_float", _DTYPES, ("e2m1",), (True,)),
         *_instances("dequantize_float", _DTYPES, _FORMATS, (False,)),
         *_instances("dequantize_float", _DTYPES, ("e2m1",), (True,)),
+    ),
+    "codebooks": (
+        *_instances("quantize_codebook", _DTYPES, (16, 256, 0)),
+        *_instances("dequantize_codebook", _DTYPES, (True, False)),
+        *_instances("quantize_codebook_packed", _DTYPES, (16, 256)),
+        *_instances("dequantize_codebook_packed", _DTYPES, (4, 8)),
+    ),
+    "scale_search": (
+        *_instances("choose_scale_lsq", _DTYPES, (16, 256)),
+        *_instances("sum_chunks", ("float", "double")),
+        "center_scales",
     ),
 }
 """Every instance that can be asked for, by the file it is in."""

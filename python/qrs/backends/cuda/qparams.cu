@@ -67,3 +67,14 @@ __global__ void choose_scale_float_nested(const float* lo, const float* hi, i64 
         if (!is_finite(__fmul_rn(largest, scale))) report(faults, group, kDecodeOverflow);
     }
 }
+
+// `low` and `high` are the least and the greatest level of a table.
+// values per thread and turn: 1
+__global__ void choose_scale_codebook(const float* lo, const float* hi, i64 groups, float low,
+                                      float high, i32 scale_dtype, float* scale, u64* faults) {
+    for (i64 group = first_unit(); group < groups; group += stride()) {
+        const float chosen = scale_reaching(lo[group], hi[group], low, high, scale_dtype);
+        scale[group] = chosen;
+        report(faults, group, fault_of(chosen, low, high));
+    }
+}

@@ -145,8 +145,8 @@ class CodebookOperations(FloatOperations):
                 found, gain = search.refined(base * factor)
                 better = (gain > most) & np.isfinite(found * np.abs(levels).max())
                 best, most = np.where(better, found, best), np.where(better, gain, most)
-            found: Float32 = np.where(search.error(best) < search.error(scale), best, scale)
-            return found
+            least: Float32 = np.where(search.error(best) < search.error(scale), best, scale)
+            return least
 
     # Fused operations. A backend that can do them in one pass over memory overrides them.
 
@@ -227,10 +227,11 @@ class _ScaleSearch:
 
 
 def reciprocal(scale: Float32) -> Float32:
-    """1 / scale; finite for every scale, 0 included."""
-    magnitude = np.abs(scale)
-    magnitude = np.where(magnitude > SMALLEST_DIVISOR, magnitude, SMALLEST_DIVISOR)
-    return np.where(scale < 0, np.float32(-1), np.float32(1)) / magnitude
+    """1 / scale, and no more than 1 / SMALLEST_DIVISOR; 0 for 0."""
+    large = np.abs(scale) > SMALLEST_DIVISOR
+    magnitude: Float32 = np.where(large, np.abs(scale), SMALLEST_DIVISOR)
+    sign: Float32 = np.where(scale > 0, np.float32(1), -(scale < 0).astype(np.float32))
+    return sign / magnitude
 
 
 def scaled(values: Float32, group_size: int, scale: Float32 | None) -> Float32:
