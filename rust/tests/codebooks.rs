@@ -16,7 +16,7 @@ fn rank(v: f32, thresholds: &[f32]) -> usize {
 }
 
 fn reciprocal(scale: f32) -> f32 {
-    1_f32.copysign(if scale < 0.0 { -1.0 } else { 1.0 }) / scale.abs().max(1e-38)
+    if scale == 0.0 { 0.0 } else { 1_f32.copysign(scale) / scale.abs().max(1e-38) }
 }
 
 /// `count` ascending levels, some of them equal; the thresholds of equal ones are NaN at the end.
