@@ -120,7 +120,7 @@ multiversion! {
     fn encode_part<E: Element>(
         part: Part<E>, codes: Codes, bits: u32, out: &mut Output<u8>,
     ) -> Result<(), Fault> {
-        let Part { x, known_finite, grid, block, given } = part;
+        let Part { x, known_finite, grid, block, given, .. } = part;
         let mut pass = Pass::<E>::over(x, known_finite);
         let mut tile = [0; TILE];
         for (row, x) in x.chunks_exact(block.cols.len()).enumerate() {
@@ -147,7 +147,7 @@ multiversion! {
     fn encode_decode_part<E: Element>(
         part: Part<E>, codes: Codes, out: &mut Output<E::Repr>,
     ) -> Result<(), Fault> {
-        let Part { x, known_finite, grid, block, given } = part;
+        let Part { x, known_finite, grid, block, given, .. } = part;
         let mut pass = Pass::<E>::over(x, known_finite);
         for (row, x) in x.chunks_exact(block.cols.len()).enumerate() {
             let mut groups = block.row(grid);

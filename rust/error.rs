@@ -12,6 +12,9 @@ pub enum Fault {
     /// NaN, where the format has none.
     #[error("the input holds NaN, and the format does not")]
     Nan,
+    /// A code that is larger than any of its book.
+    #[error("a code has no level in its book")]
+    NoLevel,
     /// The scale of this group does not fit the dtype scales are stored in.
     #[error("the scale of group {group} overflows its dtype")]
     ScaleOverflow {
@@ -33,16 +36,17 @@ impl Fault {
         match self {
             Self::NonFinite => "nonfinite",
             Self::Nan => "nan",
+            Self::NoLevel => "no_level",
             Self::ScaleOverflow { .. } => "scale_overflow",
             Self::DecodeOverflow { .. } => "decode_overflow",
         }
     }
 
-    /// The group at fault; 0 for `NonFinite` and `Nan`, which belong to the whole array.
+    /// The group at fault; 0 for the faults that belong to the whole array.
     #[must_use]
     pub fn group(self) -> usize {
         match self {
-            Self::NonFinite | Self::Nan => 0,
+            Self::NonFinite | Self::Nan | Self::NoLevel => 0,
             Self::ScaleOverflow { group } | Self::DecodeOverflow { group } => group,
         }
     }
@@ -51,7 +55,7 @@ impl Fault {
     #[must_use]
     pub(crate) fn after(self, first: usize) -> Self {
         match self {
-            Self::NonFinite | Self::Nan => self,
+            Self::NonFinite | Self::Nan | Self::NoLevel => self,
             Self::ScaleOverflow { group } => Self::ScaleOverflow { group: first + group },
             Self::DecodeOverflow { group } => Self::DecodeOverflow { group: first + group },
         }
@@ -62,7 +66,7 @@ impl Fault {
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         let rank = |fault: Self| match fault {
-            Self::NonFinite | Self::Nan => (0, 0, 0),
+            Self::NonFinite | Self::Nan | Self::NoLevel => (0, 0, 0),
             Self::ScaleOverflow { group } => (1, group, 0),
             Self::DecodeOverflow { group } => (1, group, 1),
         };

@@ -8,7 +8,7 @@ use crate::float_formats::{Format, choose_nested, choose_power_of_two, choose_sc
 use crate::grid::{Block, Grid};
 use crate::numeric::{self, BFloat16, Element, Float16, Float32, larger};
 use crate::parts::{DECODED, Part, Pass, Rule, Source, for_each_part, map_narrowed};
-use crate::qparams::{Chosen, Given, ScaleDtype, first_fault};
+use crate::qparams::{Chosen, Given, ScaleDtype, Scales, first_fault};
 use crate::rows::{Output, TILE, for_each_block, take, take_mut};
 use crate::simd::multiversion;
 use crate::x86::worth_streaming;
@@ -20,17 +20,6 @@ pub enum ScaleRule {
     Quotient(ScaleDtype),
     /// The power of two of the MX formats.
     PowerOfTwo,
-}
-
-/// Where the scale of each group comes from, or goes to.
-#[derive(Debug)]
-pub enum Scales<'a> {
-    /// There is none: a plain cast.
-    Absent,
-    /// Known beforehand.
-    Given(&'a [f32]),
-    /// To be chosen from the range of each group, and written here.
-    Choose(ScaleRule, &'a mut [f32]),
 }
 
 /// The nearest numbers of the format `F`; see [`Format::encode`].
@@ -122,7 +111,7 @@ pub fn dequantize_float<F: Format, E: Element>(
 pub fn quantize_float_packed<E: Element, F: Format>(
     x: &[E::Repr],
     grid: Grid,
-    scales: Scales,
+    scales: Scales<ScaleRule>,
     packed: &mut [F::Code],
 ) -> Result<(), Fault> {
     encode::<E, F>(x, grid, scales, true, packed)
@@ -199,7 +188,7 @@ multiversion! {
 fn encode<E: Element, F: Format>(
     x: &[E::Repr],
     grid: Grid,
-    scales: Scales,
+    scales: Scales<ScaleRule>,
     packed: bool,
     codes: &mut [F::Code],
 ) -> Result<(), Fault> {
@@ -278,7 +267,7 @@ multiversion! {
     fn encode_part<E: Element, F: Format>(
         part: Part<E>, packed: bool, out: &mut Output<F::Code>,
     ) -> Result<(), Fault> {
-        let Part { x, known_finite, grid, block, given } = part;
+        let Part { x, known_finite, grid, block, given, .. } = part;
         let mut pass = Pass::<E>::over(x, known_finite);
         let mut tile = [F::Code::default(); TILE];
         let packs = packed && F::BITS < 8;

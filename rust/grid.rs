@@ -73,6 +73,14 @@ impl Grid {
         self.rows * self.groups_per_row()
     }
 
+    /// Flat indices of the elements of a group.
+    pub(crate) fn elements(&self, group: usize) -> Range<usize> {
+        let (row, group) = (group / self.groups_per_row(), group % self.groups_per_row());
+        let start = group * self.group_size;
+        let end = self.cols.min(start.saturating_add(self.group_size));
+        row * self.cols + start..row * self.cols + end
+    }
+
     /// Number of elements.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -9,11 +9,14 @@
 //! the result is of no use: their callers check.
 
 pub mod affine;
+pub mod codebook;
 pub mod error;
 pub(crate) mod f16c;
 pub mod float_formats;
 pub mod floats;
 pub mod grid;
+pub(crate) mod lookup;
+pub mod kmeans_1d;
 pub mod numeric;
 pub mod pack;
 pub(crate) mod parts;
@@ -22,7 +25,9 @@ mod py;
 pub mod qparams;
 pub mod range;
 pub mod rows;
+pub mod scale_search;
 pub mod simd;
+pub(crate) mod sums;
 #[cfg(test)]
 mod tests;
 pub mod x86;

@@ -14,9 +14,12 @@
 //! 4. A group whose scale comes out as zero (all zeros, or so small that the quotient underflows) gets
 //!    scale 1 and decodes to exact zeros. Subnormals are kept.
 //! 5. NaN and infinities are an error, found in the pass that reads everything anyway.
-//! 6. Float32 sums have a fixed order of lanes; no kernel here has one yet.
+//! 6. Float32 sums have a fixed order of lanes, that of `sums`.
 //! 7. Scales are rounded to their stored dtype first; zero points and codes are computed with the
 //!    rounded ones. A scale that overflows its dtype is an error.
+//! 8. Codebooks: `v = x * (1 / max(|scale|, 1e-38))`, with the sign of the scale, or 0 where it is 0; the code counts
+//!    the thresholds that v reaches. `scale = max(hi / highest, lo / lowest level)`; one that comes out
+//!    as zero stays zero.
 //!
 //! This file is the one copy of each of these formulas, and `float_formats` of those of rules 9 and 10.
 //! They know nothing of arrays.
@@ -55,6 +58,13 @@ pub trait Element: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn widen_all(x: &[Self::Repr], wide: &mut [f32]) {
         x.iter().zip(wide).for_each(|(x, wide)| *wide = Self::widen(*x));
+    }
+
+    /// All of `x` as float32, in `room` unless that is what they are.
+    #[inline(always)]
+    fn widened<'a>(x: &'a [Self::Repr], room: &'a mut [f32]) -> &'a [f32] {
+        Self::widen_all(x, room);
+        room
     }
 
     /// Narrows all of `x`.
@@ -101,6 +111,11 @@ impl Element for Float32 {
 
     #[inline(always)]
     fn narrow(x: f32) -> f32 {
+        x
+    }
+
+    #[inline(always)]
+    fn widened<'a>(x: &'a [f32], _room: &'a mut [f32]) -> &'a [f32] {
         x
     }
 }
@@ -266,4 +281,31 @@ pub fn decode(q: i32, scale: f32) -> f32 {
 #[must_use]
 pub fn code_offsets(zero_point: i32, codes: Codes) -> (f32, f32) {
     ((codes.qmin - zero_point) as f32, (codes.qmax - zero_point) as f32)
+}
+
+/// The scale that reaches `[lo, hi]` with levels from `low` to `high`, rounded to `S`.
+#[inline(always)]
+#[must_use]
+pub fn choose_reach<S: Element>(lo: f32, hi: f32, low: f32, high: f32) -> Chosen {
+    let up = if high > 0.0 { hi / high } else { 0.0 };
+    let down = if low < 0.0 { lo / low } else { 0.0 };
+    // Never -0.0.
+    let scale = S::widen(S::narrow(larger(up, down) + 0.0));
+    Chosen {
+        scale,
+        zero_point: 0,
+        scale_overflow: scale.is_infinite(),
+        decode_overflow: (scale * larger(high, -low)).is_infinite(),
+    }
+}
+
+/// Of reciprocals: nothing is divided by less.
+const SMALLEST_DIVISOR: f32 = 1e-38;
+
+/// 1 / scale, and no more than 1 / [`SMALLEST_DIVISOR`]; 0 for 0.
+#[inline(always)]
+#[must_use]
+pub fn reciprocal(scale: f32) -> f32 {
+    let sign = f32::from(i8::from(scale > 0.0) - i8::from(scale < 0.0));
+    sign / larger(scale.abs(), SMALLEST_DIVISOR)
 }

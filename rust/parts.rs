@@ -7,6 +7,7 @@ use crate::numeric::Element;
 use crate::qparams::{Chosen, Given};
 use crate::range::{group_range, range_groups};
 use crate::rows::{Output, TILE, for_each_block, take, take_mut};
+use crate::sums::LANES;
 use crate::x86::{Streamable, prefetch, worth_streaming};
 
 /// Elements of a tile that is decoded. Half of the others: their streaming stores drain from the store
@@ -44,6 +45,8 @@ pub(crate) struct Part<'a, E: Element> {
     pub(crate) known_finite: bool,
     /// What `block` is a block of.
     pub(crate) grid: Grid,
+    /// Flat index in the whole array of the first group of `block`.
+    pub(crate) first_group: usize,
     pub(crate) block: &'a Block,
     pub(crate) given: Given<'a>,
 }
@@ -68,8 +71,8 @@ pub(crate) fn for_each_part<E: Element, T: Streamable + Send>(
     };
     match source {
         Source::Given(given) => for_each_block(grid, cut, |block, (x, mut out)| {
-            let (given, block) = (given.of(&block), &block);
-            let part = Part { x, known_finite: false, grid, block, given };
+            let (given, first_group, block) = (given.of(&block), block.groups.start, &block);
+            let part = Part { x, known_finite: false, grid, first_group, block, given };
             let result = work(part, &mut out);
             out.finish();
             result
@@ -77,9 +80,13 @@ pub(crate) fn for_each_part<E: Element, T: Streamable + Send>(
         Source::Choose(rule, mut chosen) => {
             let cut = |block: &Block| (cut(block), chosen.take(block.groups.len()));
             for_each_block(grid, cut, |block, ((x, mut out), chosen)| {
-                let work = |part: Part<E>| work(part, &mut out);
+                let first = block.groups.start;
+                let work = |part: Part<E>| {
+                    let first_group = first + part.first_group;
+                    work(Part { first_group, ..part }, &mut out)
+                };
                 choose_and_work::<E>(x, block.grid(grid), &rule, chosen, work)
-                    .map_err(|fault| fault.after(block.groups.start))?;
+                    .map_err(|fault| fault.after(first))?;
                 out.finish();
                 Ok(())
             })
@@ -125,8 +132,8 @@ fn choose_and_work<E: Element>(
         }
         // Values that are not finite may come yet, and are the graver fault.
         result = result.and(found);
-        let (given, block) = (chosen.given(), &block);
-        work(Part { x, known_finite: true, grid, block, given })?;
+        let (given, first_group, block) = (chosen.given(), block.groups.start, &block);
+        work(Part { x, known_finite: true, grid, first_group, block, given })?;
     }
     result
 }
@@ -173,9 +180,33 @@ impl<E: Element> Pass<E> {
     /// Applies `f` to the next elements of the part.
     #[inline(always)]
     pub(crate) fn map<B>(&mut self, from: &[E::Repr], to: &mut [B], f: impl Fn(f32) -> B + Copy) {
+        self.for_each_step(from, to, |from, to| map_widened::<E, _>(from, to, f));
+    }
+
+    /// As [`Pass::map`], where `f` takes sixteen at once.
+    #[inline(always)]
+    pub(crate) fn map_lanes<B: Copy + Default>(
+        &mut self,
+        from: &[E::Repr],
+        to: &mut [B],
+        f: impl Fn([f32; LANES]) -> [B; LANES] + Copy,
+    ) {
+        self.for_each_step(from, to, |from, to| {
+            let mut room = [0.0; STEP];
+            map_lanes(E::widened(from, &mut room[..from.len()]), to, f);
+        });
+    }
+
+    /// Runs `work` on a few of the next elements of the part at a time.
+    #[inline(always)]
+    fn for_each_step<B>(
+        &mut self,
+        from: &[E::Repr],
+        to: &mut [B],
+        work: impl Fn(&[E::Repr], &mut [B]),
+    ) {
         match self {
             Self::Second(next) => {
-                let work = |from: &[_], to: &mut [_]| map_widened::<E, _>(from, to, f);
                 for_each_step::<_, _, { STEP / 2 }, { SMALL_STEP / 2 }>(from, to, *next, work);
                 *next = next.wrapping_add(from.len() / 2);
             }
@@ -185,7 +216,7 @@ impl<E: Element> Pass<E> {
                     let zero = E::Bits::default();
                     let step = from.iter().fold(zero, |sum, &x| sum | E::nonfinite_bit(x));
                     *nonfinite = *nonfinite | step;
-                    map_widened::<E, _>(from, to, f);
+                    work(from, to);
                 });
                 *next = next.wrapping_add(from.len());
             }
@@ -234,6 +265,23 @@ fn map<A: Copy, B>(from: &[A], to: &mut [B], mut f: impl FnMut(A) -> B) {
     }
 }
 
+/// Applies `f` to sixteen elements at a time; the last ones have zeros behind them.
+#[inline(always)]
+fn map_lanes<A: Copy + Default, B: Copy + Default>(
+    from: &[A],
+    to: &mut [B],
+    f: impl Fn([A; LANES]) -> [B; LANES],
+) {
+    let (lanes, from) = from.as_chunks::<LANES>();
+    let (to_lanes, to) = to.as_chunks_mut::<LANES>();
+    map(lanes, to_lanes, &f);
+    if !from.is_empty() {
+        let mut last = [A::default(); LANES];
+        last[..from.len()].copy_from_slice(from);
+        to.copy_from_slice(&f(last)[..from.len()]);
+    }
+}
+
 /// Applies `f` to each element as a float32; at most [`STEP`] of them.
 #[inline(always)]
 fn map_widened<E: Element, B>(from: &[E::Repr], to: &mut [B], f: impl Fn(f32) -> B) {
@@ -264,5 +312,19 @@ pub(crate) fn map_narrowed<A: Streamable, E: Element>(
         } else {
             map(from, to, |a| E::narrow(f(a)));
         }
+    });
+}
+
+/// As [`map_narrowed`], where `f` takes sixteen at once.
+#[inline(always)]
+pub(crate) fn map_lanes_narrowed<A: Streamable, E: Element>(
+    from: &[A],
+    to: &mut [E::Repr],
+    f: impl Fn([A; LANES]) -> [f32; LANES] + Copy,
+) {
+    map_lanes(from, to, |lanes| {
+        let mut narrow = [E::Repr::default(); LANES];
+        E::narrow_all(&f(lanes), &mut narrow);
+        narrow
     });
 }

@@ -5,8 +5,10 @@
 //! while a kernel runs.
 
 mod arrays;
+mod codebook;
 mod errors;
 mod floats;
+mod kmeans;
 mod params;
 
 use numpy::PyArrayDescrMethods;
@@ -30,10 +32,17 @@ use params::{
 #[pymodule]
 mod _qrs {
     #[pymodule_export]
+    use super::codebook::{
+        center_scales, choose_scale_codebook, choose_scale_lsq, dequantize_codebook,
+        dequantize_codebook_packed, quantize_codebook, quantize_codebook_packed,
+    };
+    #[pymodule_export]
     use super::floats::{
         choose_scale_float, choose_scale_float_nested, decode_float, dequantize_float,
         dequantize_float_packed, encode_float, quantize_float, quantize_float_packed,
     };
+    #[pymodule_export]
+    use super::kmeans::kmeans_1d;
     use super::{PyModule, PyResult, Python, environment};
     #[pymodule_export]
     use super::{

@@ -20,6 +20,18 @@ pub enum ScaleDtype {
     BFloat16,
 }
 
+impl ScaleDtype {
+    /// The nearest number of this dtype.
+    #[must_use]
+    pub fn round(self, x: f32) -> f32 {
+        match self {
+            Self::Float32 => x,
+            Self::Float16 => Float16::widen(Float16::narrow(x)),
+            Self::BFloat16 => BFloat16::widen(BFloat16::narrow(x)),
+        }
+    }
+}
+
 /// Where the scale and zero point of each group come from, or go to. Without zero points they are
 /// all 0.
 #[derive(Debug)]
@@ -35,6 +47,17 @@ pub enum Params<'a> {
         /// One zero point for each group.
         zero_point: Option<&'a mut [i32]>,
     },
+}
+
+/// Where scales without zero points come from, or go to; `R` is the rule by which they are chosen.
+#[derive(Debug)]
+pub enum Scales<'a, R> {
+    /// There are none.
+    Absent,
+    /// Known beforehand.
+    Given(&'a [f32]),
+    /// To be chosen from the range of each group, and written here.
+    Choose(R, &'a mut [f32]),
 }
 
 /// The scale and zero point of each group.

@@ -80,19 +80,30 @@ pub(crate) fn for_each_block<J>(
     mut cut: impl FnMut(&Block) -> J + Send,
     work: impl Fn(Block, J) -> Result<(), Fault> + Sync,
 ) -> Result<(), Fault> {
-    let blocks = grid.cut(BLOCK);
-    let count = blocks.len();
-    let jobs = Mutex::new(blocks.map(move |block| {
+    let jobs = grid.cut(BLOCK).map(move |block| {
         let job = cut(&block);
         (block, job)
-    }));
+    });
+    for_each_job(jobs, |(block, job)| work(block, job))
+}
+
+/// Runs `work` once for each job; they are taken in order and worked on by all threads.
+///
+/// # Errors
+/// The fault that [`Fault::or`] prefers among those `work` returned.
+pub(crate) fn for_each_job<J>(
+    jobs: impl ExactSizeIterator<Item = J> + Send,
+    work: impl Fn(J) -> Result<(), Fault> + Sync,
+) -> Result<(), Fault> {
+    let count = jobs.len();
+    let jobs = Mutex::new(jobs);
     let found = Mutex::new(None);
     let worker = || {
         simd::with_default_float_state(|| {
             loop {
                 let next = jobs.lock().unwrap_or_else(PoisonError::into_inner).next();
-                let Some((block, job)) = next else { break };
-                if let Err(fault) = work(block, job) {
+                let Some(job) = next else { break };
+                if let Err(fault) = work(job) {
                     let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
                     *found = Some(found.map_or(fault, |other: Fault| fault.or(other)));
                 }

@@ -1,6 +1,7 @@
 //! Every kernel against a naive oracle, bit for bit: at each SIMD level, with several numbers of
 //! threads, on shapes that fit nothing.
 
+mod codebooks;
 mod conversions;
 mod divisions;
 mod faults;

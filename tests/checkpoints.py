@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -94,3 +95,36 @@ def digests(place: Path) -> dict[str, str]:
     """sha256 of every file of a folder (or of a file), by its path."""
     files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
     return {str(p.relative_to(place)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def learned_tensors(shape: tuple[int, ...] = (20, 64)) -> dict[str, qrs.QTensor]:
+    """A QTensor of each kind that has learned tables, made of parts: nothing is learned here."""
+    random = np.random.default_rng(11)
+    tensors = {}
+    columns = ["kmeans4-axis1-f32"] if len(shape) > 1 else []
+    for text in ("kmeans3", "kmeans2-axis0", "kmeans2-g16", "learned4-g32-s6", *columns):
+        scheme = qrs.parse(text)
+        assert isinstance(scheme, qrs.schemes.Codebook)
+        codes = random.integers(0, scheme.levels, shape)
+        book = np.sort(random.standard_normal(scheme.book_shape(shape), dtype=np.float32))
+        scale = None
+        if scheme.inner is not None:
+            groups = scheme.nested(shape)["scale"][1]
+            scales = random.uniform(0.5, 2, groups) * random.choice([-1, 1], groups)
+            scale = qrs.quantize(scales.astype(np.float32), scheme.inner)
+        tensors[text] = qrs.QTensor.from_parts(scheme, shape, codes, scale, codebook=book)
+    tensors["kmeans3-sparse0.05"] = with_outliers(tensors["kmeans3"], 0.05)
+    return tensors
+
+
+def with_outliers(qt: qrs.QTensor, fraction: float) -> qrs.QTensor:
+    """A k-means tensor whose rows have as many values apart, in their last columns."""
+    scheme = qrs.KMeans(qt.scheme.bits, outlier_fraction=fraction)
+    rows, cols = math.prod(qt.shape[:-1]), qt.shape[-1]
+    count = round(fraction * cols)
+    leaves = dict(qt.leaves()) | {
+        "sparse_values": normal((rows * count,), np.float16, seed=12),
+        "sparse_indices": np.tile(np.arange(cols - count, cols, dtype=np.int32), rows),
+        "sparse_indptr": np.arange(rows + 1, dtype=np.int64) * count,
+    }
+    return qrs.QTensor.from_leaves(scheme, qt.shape, "float32", leaves)

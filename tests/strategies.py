@@ -90,3 +90,41 @@ def fitting(draw: st.DrawFn, dtype: str = "float32") -> tuple[np.ndarray, qrs.In
     """An array and a scheme that fits it."""
     x = draw(arrays(dtype=dtype))
     return x, draw(schemes(granularities(x.shape)))
+
+
+@st.composite
+def codebook_schemes(draw: st.DrawFn, granularity: Any = None) -> qrs.Codebook:
+    """Any valid `Codebook`: fixed tables with every kind of scale, k-means, learned tables."""
+    if granularity is None:
+        granularity = st.one_of(
+            st.just(qrs.PerTensor()),
+            st.builds(qrs.PerAxis, st.integers(-4, 4)),
+            st.builds(qrs.PerGroup, st.integers(1, 2**31 - 1), st.booleans(), st.booleans()),
+        )
+    shared = draw(granularity) if isinstance(granularity, st.SearchStrategy) else granularity
+    scale_dtypes = ["float32", "float16", "bfloat16"]
+    book_dtype = draw(st.sampled_from(scale_dtypes))
+    kind = draw(st.sampled_from(["fixed", "kmeans", "learned"]))
+    if kind == "kmeans":
+        return qrs.Codebook(
+            1 << draw(st.integers(2, 5)),
+            book_granularity=shared,
+            book_dtype=book_dtype,
+            scale_dtype=None,
+            outlier_fraction=draw(st.sampled_from([0.0, 0.0, 0.3])),
+        )
+    quantized: list[Any] = []
+    if not isinstance(shared, qrs.PerTensor):
+        quantized = [qrs.NF4(double_quant=True).scale_dtype, qrs.LearnedCodebook().scale_dtype]
+    scale_dtype = draw(st.sampled_from([*scale_dtypes, *quantized]))
+    if kind == "learned":
+        size = 1 << draw(st.integers(2, 5))
+        return qrs.Codebook(
+            size, granularity=shared, book_dtype=book_dtype, scale_dtype=scale_dtype
+        )
+    levels = st.floats(-2, 2, width=32)
+    table = draw(
+        st.sampled_from(["nf4", "fp4", "dynamic8"])
+        | st.lists(levels, min_size=4, max_size=4).filter(lambda t: max(map(abs, t)) > 1e-3)
+    )
+    return qrs.Codebook(table, granularity=shared, scale_dtype=scale_dtype)

@@ -62,6 +62,21 @@ def test_options_reach_the_plan(tmp_path: Path) -> None:
     assert schemes == {"embed_tokens.weight": "int8-axis0", "layer.0.half.weight": "int4-g32"}
 
 
+def test_a_solver_is_asked_and_named(tmp_path: Path) -> None:
+    model, options = save_model(tmp_path / "m"), ("--scheme", "int4-g32", "--solver", "lsq")
+    result = run("quantize", model, "-o", tmp_path / "q", *options)
+    assert "solver: lsq" in result.stdout
+    w, stored = small_model()["layer.0.attention.weight"], qrs.load(tmp_path / "q")
+    assert stored["layer.0.attention.weight"] == qrs.quantize(w, "int4-g32", solver="lsq")
+    document = json.loads(run("quantize", model, "--dry-run", *options, "--json").stdout)
+    assert document["solver"] == "lsq"
+    # What it does not fit is known before anything runs, and with it the tensor.
+    result = run("quantize", model, "-o", tmp_path / "x", *options[2:], "--scheme", "uint4", code=2)
+    assert "tensor 'layer.0.double.weight': solver: got 'lsq' for uint4" in result.stderr
+    result = run("quantize", tmp_path / "missing", "--dry-run", "--solver", "best", code=2)
+    assert "solver: got 'best', expected one of: minmax, lsq" in result.stderr
+
+
 def test_dry_run_prints_the_plan_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,5 @@
 """The Rust backend gives the bits of the reference: every operation, SIMD level and dtype.
-The float operations are in test_float_parity.py.
+The float operations are in test_float_parity.py, those of codebooks in test_codebook_parity.py.
 
 The expected bits come from `Reference`, itself tested against numbers computed by hand in
 test_reference.py. While a Rust operation runs, every operation of the reference raises, so that
@@ -13,6 +13,7 @@ from functools import cache
 import numpy as np
 import pytest
 
+from codebook_calls import BOOK_ARGUMENTS
 from float_calls import FLOAT_ARGUMENTS
 from kernel_calls import (
     ARGUMENTS,
@@ -77,7 +78,7 @@ def differing(results: dict[str, tuple], call_rust: Callable[[str], tuple]) -> l
 
 
 def test_rust_overrides_every_operation():
-    assert set(OPERATIONS) == {*ARGUMENTS, *FLOAT_ARGUMENTS}
+    assert set(OPERATIONS) == {*ARGUMENTS, *FLOAT_ARGUMENTS, *BOOK_ARGUMENTS}
     assert not set(OPERATIONS) - set(vars(Rust))
 
 

@@ -2,10 +2,11 @@
 
 use qrs::float_formats::{E2M1, E4M3, E5M2, Format};
 use qrs::floats::{
-    ScaleRule, Scales, decode_float, dequantize_float_packed, encode_float, quantize_float_packed,
+    ScaleRule, decode_float, dequantize_float_packed, encode_float, quantize_float_packed,
 };
 use qrs::grid::Grid;
 use qrs::numeric::{BFloat16, Element, Float16, Float32};
+use qrs::qparams::Scales;
 
 use crate::ops::{COLS, Case, Entry, bytes_of, case, grid, normal};
 

@@ -3,6 +3,7 @@
 //! `benches/results/kernels.json`. `--quick` or `QRS_BENCH_QUICK=1` takes small arrays and few rounds:
 //! it shows that the benchmark runs, and its numbers mean little.
 
+mod codebook_ops;
 mod float_ops;
 mod measure;
 mod ops;
@@ -86,7 +87,8 @@ fn main() {
     println!("{}", measure::header());
     let arena = Arena::new();
     let mut rows = vec![];
-    for (name, target, make) in ops::cases().into_iter().chain(float_ops::cases()) {
+    let cases = ops::cases().into_iter().chain(float_ops::cases()).chain(codebook_ops::cases());
+    for (name, target, make) in cases {
         let chosen: Vec<_> =
             levels().into_iter().filter(|level| wanted(&format!("{name} {level}"))).collect();
         if !chosen.is_empty() {

@@ -15,6 +15,7 @@ from . import errors, floats, metrics, schemes
 from .api import dequantize, fake_quantize, quantize
 from .backends import available as available_backends
 from .backends import num_threads, set_num_threads, simd_level
+from .clustering import kmeans_1d
 from .errors import (
     ArgTypeError,
     ArgValueError,
@@ -74,6 +75,7 @@ __all__ = [
     "errors",
     "fake_quantize",
     "floats",
+    "kmeans_1d",
     "load",
     "metrics",
     "num_threads",

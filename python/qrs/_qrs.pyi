@@ -6,25 +6,33 @@ dtype beside them. Parameters are positional-only in spirit: they have no meanin
 
 from typing import Any
 
-from numpy import float32, int32, uint8
+from numpy import float32, float64, int32, uint8
 from numpy.typing import NDArray
 
 __all__ = [
+    "center_scales",
     "choose_qparams_affine",
+    "choose_scale_codebook",
     "choose_scale_float",
     "choose_scale_float_nested",
+    "choose_scale_lsq",
     "decode_float",
     "dequantize_affine",
     "dequantize_affine_packed",
+    "dequantize_codebook",
+    "dequantize_codebook_packed",
     "dequantize_float",
     "dequantize_float_packed",
     "encode_float",
     "fake_quantize_affine",
     "group_range",
+    "kmeans_1d",
     "num_threads",
     "pack_bits",
     "quantize_affine",
     "quantize_affine_packed",
+    "quantize_codebook",
+    "quantize_codebook_packed",
     "quantize_float",
     "quantize_float_packed",
     "set_num_threads",
@@ -152,6 +160,69 @@ def dequantize_float_packed(
     dtype: str,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]: ...
+def choose_scale_codebook(
+    lo: NDArray[float32], hi: NDArray[float32], low: float, high: float, scale_dtype: str
+) -> NDArray[float32]: ...
+def quantize_codebook(
+    x: NDArray[Any],
+    dtype: str,
+    group_size: int,
+    scale: NDArray[float32] | None,
+    thresholds: NDArray[float32],
+    codes: NDArray[uint8] | None,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]: ...
+def dequantize_codebook(
+    codes: NDArray[Any],
+    group_size: int,
+    scale: NDArray[float32] | None,
+    offset: NDArray[float32] | None,
+    book: NDArray[float32],
+    dtype: str,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]: ...
+def center_scales(scale: NDArray[float32]) -> tuple[NDArray[float32], NDArray[float32]]: ...
+def choose_scale_lsq(
+    x: NDArray[Any],
+    dtype: str,
+    group_size: int,
+    weights: NDArray[float32] | None,
+    levels: NDArray[float32],
+    thresholds: NDArray[float32],
+    factors: NDArray[float32],
+    scale: NDArray[float32],
+    scale_dtype: str,
+) -> NDArray[float32]: ...
+def quantize_codebook_packed(
+    x: NDArray[Any],
+    dtype: str,
+    group_size: int,
+    bits: int,
+    ends: tuple[float, float],
+    scale_dtype: str | None,
+    scale: NDArray[float32] | None,
+    thresholds: NDArray[float32],
+    codes: NDArray[uint8] | None,
+    out: NDArray[uint8] | None = None,
+) -> tuple[NDArray[uint8], NDArray[float32] | None]: ...
+def dequantize_codebook_packed(
+    packed: NDArray[uint8],
+    cols: int,
+    group_size: int,
+    bits: int,
+    scale: NDArray[float32] | None,
+    offset: NDArray[float32] | None,
+    book: NDArray[float32],
+    dtype: str,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]: ...
+def kmeans_1d(
+    x: NDArray[Any],
+    dtype: str,
+    k: int,
+    weights: NDArray[float64] | None,
+    with_labels: bool,
+) -> tuple[NDArray[float64], NDArray[int32] | None, NDArray[float64], NDArray[int32]]: ...
 def simd_level() -> str: ...
 def simd_levels() -> list[str]: ...
 def set_simd_level(name: str) -> None: ...

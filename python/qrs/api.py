@@ -18,7 +18,7 @@ from .constants import DTYPE_NAMES
 from .errors import ArgTypeError, KernelFault, bad
 from .qtensor import QTensor
 from .schemes import Scheme, as_scheme
-from .solvers import SOLVERS, checked_weights
+from .solvers import SOLVERS, check_solver, checked_weights
 
 Array = NDArray[Any]
 
@@ -62,8 +62,7 @@ def quantize(
     ([0, 64, 255], 64, True)
     """
     scheme = as_scheme(scheme)
-    if not isinstance(solver, str) or solver not in SOLVERS:
-        raise bad("solver", f"got {solver!r}", solver, f"one of: {', '.join(SOLVERS)}")
+    check_solver(solver, scheme)
     chosen = backends.resolve(backend, x, scale, zero_point, weights)
     given = plain(x)
     array = as_input(given)

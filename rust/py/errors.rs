@@ -24,6 +24,9 @@ pub fn compute<R: Send>(
 ) -> PyResult<R> {
     match py.detach(|| catch_unwind(AssertUnwindSafe(kernel))) {
         Ok(Ok(result)) => Ok(result),
+        Ok(Err(Fault::NoLevel)) => {
+            Err(ArgValueError::new_err("codes: one has no level in its book"))
+        }
         Ok(Err(fault)) => Err(KernelFault::new_err((fault.reason(), fault.group()))),
         Err(panic) => Err(InternalError::new_err(format!(
             "a kernel panicked: {}; this is a bug in qrs, please report it",

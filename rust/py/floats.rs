@@ -3,16 +3,14 @@
 //! Packed codes cross the border as codes, uint16 for the formats of 16 bits; `qrs.backends.rust`
 //! makes bytes of them.
 
-use numpy::{PyReadonlyArray2, PyReadwriteArray2};
 use pyo3::prelude::*;
 
 use super::Object;
 use super::arrays::{Array, finished, input, optional_input, output, shape_of, slice, slice_mut};
 use super::errors::compute;
-use super::params::{grid_of, groups, scale_dtype_of, unknown, with_dtype};
+use super::params::{ScaleArray, grid_of, groups, scale_dtype_of, unknown, with_dtype};
 use crate::float_formats::{E2M1, E4M3, E5M2, Format};
-use crate::floats::{self, ScaleRule, Scales};
-use crate::grid::Grid;
+use crate::floats::{self, ScaleRule};
 use crate::numeric::{BFloat16, Float16, Float32};
 
 /// Runs a body with `$F` as the format that `$name` names.
@@ -32,48 +30,6 @@ macro_rules! with_format {
         type $F = $format;
         $body
     }};
-}
-
-/// Scales that a call is given, or that it chooses and returns, or none.
-enum ScaleArray<'py> {
-    Absent,
-    Given(PyReadonlyArray2<'py, f32>),
-    Choose(ScaleRule, PyReadwriteArray2<'py, f32>),
-}
-
-impl<'py> ScaleArray<'py> {
-    fn new(
-        py: Python<'py>,
-        grid: Grid,
-        scale_dtype: Option<&str>,
-        scale: Option<&Array<'py>>,
-    ) -> PyResult<Self> {
-        match (scale, scale_dtype) {
-            (Some(scale), _) => Ok(Self::Given(input("scale", scale, Some(groups(grid)))?)),
-            (None, Some(name)) => {
-                Ok(Self::Choose(scale_rule_of(name)?, output(py, None, groups(grid))?))
-            }
-            (None, None) => Ok(Self::Absent),
-        }
-    }
-
-    /// For the kernel.
-    fn slices(&mut self) -> Scales<'_> {
-        match self {
-            Self::Absent => Scales::Absent,
-            Self::Given(scale) => Scales::Given(slice(scale)),
-            Self::Choose(rule, scale) => Scales::Choose(*rule, slice_mut(scale)),
-        }
-    }
-
-    /// For Python.
-    fn finished(&self) -> Option<Object> {
-        match self {
-            Self::Absent => None,
-            Self::Given(scale) => Some(scale.as_any().clone().unbind()),
-            Self::Choose(_, scale) => Some(finished(scale)),
-        }
-    }
 }
 
 fn scale_rule_of(name: &str) -> PyResult<ScaleRule> {
@@ -227,7 +183,8 @@ pub fn quantize_float_packed(
 ) -> PyResult<(Object, Option<Object>)> {
     let (rows, cols) = shape_of("x", x)?;
     let grid = grid_of((rows, cols), group_size)?;
-    let mut scales = ScaleArray::new(py, grid, scale_dtype, scale)?;
+    let rule = scale_dtype.map(scale_rule_of).transpose()?;
+    let mut scales = ScaleArray::new(py, grid, rule, scale)?;
     with_format!(format, F => with_dtype!(dtype, E => {
         let x = input("x", x, None)?;
         let mut out = output(py, out, (rows, F::packed_len(cols)))?;

@@ -7,7 +7,7 @@ use super::arrays::{Array, finished, input, optional_input, output, slice, slice
 use super::errors::ArgValueError;
 use crate::grid::Grid;
 use crate::numeric::Codes;
-use crate::qparams::{Given, Params, ScaleDtype};
+use crate::qparams::{Given, Params, ScaleDtype, Scales};
 
 /// New arrays for the parameters that are chosen; no zero points where they are all 0.
 pub struct Chosen<'py> {
@@ -79,6 +79,46 @@ impl<'py> QParams<'py> {
                 (scale.as_any().clone().unbind(), zero_point)
             }
             Self::Choose { chosen, .. } => chosen.finished(),
+        }
+    }
+}
+
+/// Scales that a call is given, or that it chooses by the rule `R` and returns, or none.
+pub enum ScaleArray<'py, R> {
+    Absent,
+    Given(PyReadonlyArray2<'py, f32>),
+    Choose(R, PyReadwriteArray2<'py, f32>),
+}
+
+impl<'py, R: Copy> ScaleArray<'py, R> {
+    pub fn new(
+        py: Python<'py>,
+        grid: Grid,
+        rule: Option<R>,
+        scale: Option<&Array<'py>>,
+    ) -> PyResult<Self> {
+        match (scale, rule) {
+            (Some(scale), _) => Ok(Self::Given(input("scale", scale, Some(groups(grid)))?)),
+            (None, Some(rule)) => Ok(Self::Choose(rule, output(py, None, groups(grid))?)),
+            (None, None) => Ok(Self::Absent),
+        }
+    }
+
+    /// For the kernel.
+    pub fn slices(&mut self) -> Scales<'_, R> {
+        match self {
+            Self::Absent => Scales::Absent,
+            Self::Given(scale) => Scales::Given(slice(scale)),
+            Self::Choose(rule, scale) => Scales::Choose(*rule, slice_mut(scale)),
+        }
+    }
+
+    /// For Python.
+    pub fn finished(&self) -> Option<Py<PyAny>> {
+        match self {
+            Self::Absent => None,
+            Self::Given(scale) => Some(scale.as_any().clone().unbind()),
+            Self::Choose(_, scale) => Some(finished(scale)),
         }
     }
 }

@@ -7,12 +7,12 @@ use crate::error::Fault;
 use crate::f16c;
 use crate::float_formats::{E2M1, E4M3, E5M2, Format};
 use crate::floats::{
-    ScaleRule, Scales, choose_scale_float, choose_scale_float_nested, decode_float,
+    ScaleRule, choose_scale_float, choose_scale_float_nested, decode_float,
     dequantize_float_packed, encode_float, quantize_float_packed,
 };
 use crate::grid::Grid;
 use crate::numeric::{BFloat16, Element, Float16, Float32};
-use crate::qparams::ScaleDtype;
+use crate::qparams::{ScaleDtype, Scales};
 
 /// The nearest of all numbers of a format, the even code of two: no bits, but a search.
 fn nearest<F: Format>(x: f32) -> u32 {

@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import qrs
+from codebook_calls import BOOK_ARGUMENTS, BOOK_RULES, BookCase, call_book
 from float_calls import FLOAT_ARGUMENTS, FLOAT_RULES, FloatCase, call_float
 from kernel_calls import RULES, Case, bits_of, call
 from nasty import FLOATS, faulty, nasty
@@ -21,6 +22,7 @@ from qrs.backends.rust import Rust
 
 # Emulation is slow, and so is the reference, which makes the arguments: nearly every format once.
 SOME_FLOAT_RULES = [*FLOAT_RULES.values()][::7]
+SOME_BOOK_RULES = [*BOOK_RULES.values()][::4]
 
 
 def digests(threads: int) -> dict[str, str]:
@@ -32,8 +34,11 @@ def digests(threads: int) -> dict[str, str]:
             sizes = sorted({max(x.shape[1], 1), 7, 32})
             cases = [Case(x, size, rule) for size in sizes for rule in RULES.values()]
             floats = [FloatCase(x, size, rule) for size in sizes[:2] for rule in SOME_FLOAT_RULES]
+            books = [BookCase(x, size, rule) for size in sizes[1:] for rule in SOME_BOOK_RULES]
             for op in OPERATIONS:
-                if op in FLOAT_ARGUMENTS:
+                if op in BOOK_ARGUMENTS:
+                    results = repr([bits_of(call_book(backend, op, case)) for case in books])
+                elif op in FLOAT_ARGUMENTS:
                     results = repr([bits_of(call_float(backend, op, case)) for case in floats])
                 else:
                     results = repr([bits_of(call(backend, op, case)) for case in cases])

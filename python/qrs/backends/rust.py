@@ -6,7 +6,7 @@ arrays cross the border as uint16 views with the name of their dtype.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .. import _qrs
 from ..constants import DTYPE_NAMES, DTYPES
 from ..float_formats import FORMATS
-from .reference import Array, Bytes, Codes, Float32, Integers, Reference, into
+from .reference import Array, Bytes, Codes, Float32, Float64, Integers, Reference, into
 
 
 class Rust(Reference):
@@ -192,6 +192,92 @@ class Rust(Reference):
         )
         return _typed(x_hat, dtype)
 
+    def choose_scale_codebook(
+        self, lo: Float32, hi: Float32, low: float, high: float, scale_dtype: str
+    ) -> Float32:
+        return _qrs.choose_scale_codebook(lo, hi, low, high, scale_dtype)
+
+    def quantize_codebook(
+        self,
+        x: Array,
+        group_size: int,
+        scale: Float32 | None,
+        thresholds: Float32,
+        codes: Codes | None,
+        out: Codes | None = None,
+    ) -> Codes:
+        return _qrs.quantize_codebook(*_raw(x), group_size, scale, thresholds, _row(codes), out)
+
+    def dequantize_codebook(
+        self,
+        codes: Codes,
+        group_size: int,
+        scale: Float32 | None,
+        offset: Float32 | None,
+        book: Float32,
+        dtype: str,
+        out: Array | None = None,
+    ) -> Array:
+        x_hat = _qrs.dequantize_codebook(
+            codes, group_size, scale, offset, book, dtype, _bits_of(out)
+        )
+        return _typed(x_hat, dtype)
+
+    def center_scales(self, scale: Float32) -> tuple[Float32, Float32]:
+        return _qrs.center_scales(scale)
+
+    def choose_scale_lsq(
+        self,
+        x: Array,
+        group_size: int,
+        weights: Float32 | None,
+        levels: Float32,
+        thresholds: Float32,
+        factors: Float32,
+        scale: Float32,
+        scale_dtype: str,
+    ) -> Float32:
+        table = _row(levels), _row(thresholds), _row(factors)
+        return _qrs.choose_scale_lsq(*_raw(x), group_size, weights, *table, scale, scale_dtype)
+
+    def quantize_codebook_packed(
+        self,
+        x: Array,
+        group_size: int,
+        bits: int,
+        ends: tuple[float, float],
+        scale_dtype: str | None,
+        scale: Float32 | None,
+        thresholds: Float32,
+        codes: Codes | None,
+        out: Bytes | None = None,
+    ) -> tuple[Bytes, Float32 | None]:
+        return _qrs.quantize_codebook_packed(
+            *_raw(x), group_size, bits, ends, scale_dtype, scale, thresholds, _row(codes), out
+        )
+
+    def dequantize_codebook_packed(
+        self,
+        packed: Bytes,
+        cols: int,
+        group_size: int,
+        bits: int,
+        scale: Float32 | None,
+        offset: Float32 | None,
+        book: Float32,
+        dtype: str,
+        out: Array | None = None,
+    ) -> Array:
+        x_hat = _qrs.dequantize_codebook_packed(
+            packed, cols, group_size, bits, scale, offset, book, dtype, _bits_of(out)
+        )
+        return _typed(x_hat, dtype)
+
+    def kmeans_1d(
+        self, x: Array, k: int, weights: Float64 | None, with_labels: bool
+    ) -> tuple[Float64, NDArray[np.int32] | None, Float64, NDArray[np.int32]]:
+        return _qrs.kmeans_1d(*_raw(x), k, weights, with_labels)
+
 
 _FLOAT32 = DTYPES["float32"]
 
@@ -201,7 +287,7 @@ def _raw(x: Array) -> tuple[Array, str]:
     if x.dtype is _FLOAT32:
         return x, "float32"
     name = DTYPE_NAMES[x.dtype]
-    return (x if name == "float32" else x.view(np.uint16)), name
+    return (x if x.itemsize > 2 else x.view(np.uint16)), name
 
 
 def _typed(raw: Array, dtype: str) -> Array:
@@ -214,3 +300,12 @@ def _bits_of(out: Array | None) -> Array | None:
 
 def _int32(zero_point: Integers | None) -> NDArray[np.int32] | None:
     return None if zero_point is None else zero_point.astype(np.int32, copy=False)
+
+
+@overload
+def _row(vector: Array) -> Array: ...
+@overload
+def _row(vector: None) -> None: ...
+def _row(vector: Array | None) -> Array | None:
+    """A vector as kernels take it, with two axes."""
+    return None if vector is None else vector.reshape(1, -1)

@@ -14,6 +14,8 @@ False
 """
 
 from .contents import Contents, Stored, inspect_checkpoint
+from .distribution import Histogram, Spread, Statistics
+from .look import CodebookUse, Look, look_at, look_into
 from .output import Output, output_path
 from .plan import Plan, TensorPlan, make_plan
 from .report import ErrorSums, Report, TensorReport
@@ -27,21 +29,29 @@ from .stream import (
     quantize_checkpoint,
     run_plan,
 )
+from .subject import subject_of
 
 __all__ = [
     "Checkpoint",
+    "CodebookUse",
     "Contents",
     "ErrorSums",
+    "Histogram",
+    "Look",
     "Output",
     "Plan",
     "Progress",
     "Report",
     "Selection",
+    "Spread",
+    "Statistics",
     "Stored",
     "TensorPlan",
     "TensorReport",
     "dequantize_checkpoint",
     "inspect_checkpoint",
+    "look_at",
+    "look_into",
     "make_plan",
     "open_checkpoint",
     "output_path",
@@ -49,4 +59,5 @@ __all__ = [
     "plan_of",
     "quantize_checkpoint",
     "run_plan",
+    "subject_of",
 ]

@@ -21,7 +21,9 @@ from ..formats.header import nbytes as file_nbytes
 from ..formats.qrs_file import Entry, FileLayout, check_names
 from ..formats.strict_json import quote
 from ..granularity import PerAxis, PerGroup, PerTensor
-from ..schemes import Scheme, as_scheme, from_dict
+from ..schemes import Codebook, Scheme, as_scheme
+from ..schemes.codebook_learning import SAMPLE
+from ..solvers import check_solver
 from .selection import EMBEDDING, KEEP, Selection, source_dtype
 
 MIB = 1 << 20
@@ -34,6 +36,12 @@ PROCESS_BYTES = 96 * MIB
 REFERENCE_BYTES = 24
 """What the reference backend holds per element that it quantizes at once: its float32 copies, then
 the bits of the codes, one in each byte."""
+
+KMEANS_BYTES = 64
+"""What k-means holds at most per distinct value that it works on at once."""
+
+TABLE_BYTES = 32
+"""What learning a table beside scales or outliers holds per value: copies, products, codes."""
 
 Shape = tuple[int, ...]
 
@@ -72,15 +80,30 @@ class TensorPlan:
             return 0
         rows = self.shape[0]
         at_once = min(8, rows) if self.is_rowwise else rows
+        learning = self._learning_bytes()
         if backend == "reference":
             of_all = 2 * self.nbytes + REFERENCE_BYTES * self.size
-            return self.nbytes_after + at_once * of_all // rows
+            return self.nbytes_after + at_once * of_all // rows + learning
         if self.is_rowwise:
-            return self.nbytes_after + at_once * 2 * self.nbytes // rows
+            return self.nbytes_after + at_once * 2 * self.nbytes // rows + learning
         # Columns are brought together first: a copy of the tensor, and one of the codes.
         copies = 1 + isinstance(self.scheme.granularity, PerAxis)
         as_float32 = self.size * 4 if self.dtype == "F64" else 0
-        return copies * (self.nbytes + self.nbytes_after) + as_float32
+        return copies * (self.nbytes + self.nbytes_after) + as_float32 + learning
+
+    def _learning_bytes(self) -> int:
+        """What is held while tables are learned; 16 bits tell at most 65536 values apart."""
+        scheme = self.scheme
+        if not isinstance(scheme, Codebook) or not scheme.is_learned:
+            return 0
+        a_block = max(BLOCK_BYTES // 4, self.size // self.shape[0] * 8)
+        values = min(self.size, a_block) if self.is_rowwise else self.size
+        tables = math.prod(scheme.book_shape(self.shape)) // scheme.levels
+        distinct = min(values, tables << 16) if self.dtype in ("F16", "BF16") else values
+        if scheme.scale_dtype is not None:
+            distinct = min(values, SAMPLE)
+        plain = scheme.scale_dtype is None and not scheme.outlier_fraction
+        return KMEANS_BYTES * distinct + (0 if plain else TABLE_BYTES * values)
 
     @property
     def entry(self) -> Entry | None:
@@ -104,11 +127,12 @@ class TensorPlan:
 class Plan:
     """The plan of a run: one `TensorPlan` for each tensor, in the order of the source.
 
-    `backend` is the name of the one that will compute.
+    `backend` is the name of the one that will compute, `solver` that of the one that will choose.
     """
 
     tensors: tuple[TensorPlan, ...]
     backend: str = "rust"
+    solver: str = "minmax"
 
     @property
     def quantized(self) -> tuple[TensorPlan, ...]:
@@ -144,12 +168,12 @@ class Plan:
 
     @property
     def memory_bound(self) -> int:
-        """Bytes that the run never exceeds: `streaming_bound`, but for the reference backend.
+        """Bytes that the run never exceeds: `streaming_bound`, but where whole tensors take more.
 
-        That one takes more where a scale spans rows: it makes several copies of a whole tensor.
+        The reference backend makes several copies of a tensor where a scale spans rows, and k-means
+        needs a multiple of what it works on at once.
         """
-        held = self._held if self.backend == "reference" else 0
-        return max(self.streaming_bound, held + 256 * MIB)
+        return max(self.streaming_bound, self._held + 256 * MIB)
 
     @property
     def streaming_bound(self) -> int:
@@ -175,6 +199,7 @@ class Plan:
             "kept_share": self.kept_share,
             "bits_per_weight": finite(self.bits_per_weight),
             "backend": self.backend,
+            "solver": self.solver,
             "memory_bound": self.memory_bound,
             "memory_estimate": self.memory_estimate,
         }
@@ -187,6 +212,7 @@ def make_plan(
     embeddings: Scheme | str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    solver: str = "minmax",
     backend: str | None = None,
 ) -> Plan:
     """Decide for each tensor.
@@ -198,11 +224,14 @@ def make_plan(
     embeddings : a scheme for the embeddings, which stay as they are without it. "int8" and its
         kin, which would be one scale for the whole table, mean one scale per row here.
     include, exclude : name patterns, see `qrs.checkpoint.selection`.
+    solver : how scales will be chosen, as in `qrs.quantize`.
     backend : who will compute, as in `qrs.quantize`; only the memory depends on it.
 
     Raises `ArgValueError` for a pattern that matches nothing, for a scheme that does not fit a
-    tensor, and for stored names that would collide; `DeviceError` for a backend that is missing.
+    tensor or the solver, and for stored names that would collide; `DeviceError` for a backend that
+    is missing.
     """
+    check_solver(solver)
     tensors = list(tensors)
     rule = Selection(tuple(include), tuple(exclude))
     rule.check((t.name, t.dtype, t.shape) for t in tensors)
@@ -218,17 +247,20 @@ def make_plan(
         kind, reason = rule.choose(t.name, t.dtype, t.shape)
         chosen = {KEEP: None, EMBEDDING: for_embeddings}.get(kind, weights)
         reason += each_row if kind == EMBEDDING else ""
-        plans.append(plan_tensor(t, chosen, reason))
+        plans.append(plan_tensor(t, chosen, reason, solver))
     check_names((t.name for t in tensors), [t.name for t in plans if t.scheme])
-    return Plan(tuple(plans), computing)
+    return Plan(tuple(plans), computing, solver)
 
 
-def plan_tensor(t: TensorInfo, scheme: Scheme | None, reason: str) -> TensorPlan:
+def plan_tensor(
+    t: TensorInfo, scheme: Scheme | None, reason: str, solver: str = "minmax"
+) -> TensorPlan:
     """The plan of one tensor with this scheme, or without one."""
     shape = tuple(t.shape)
     if scheme is None:
         return TensorPlan(t.name, t.dtype, shape, t.nbytes, None, t.nbytes, reason)
     try:
+        check_solver(solver, scheme)
         scheme, fallback = fit(scheme, shape)
         parts = Entry(scheme, shape, source_dtype(t.dtype)).layout(t.name)
     except ArgValueError as error:
@@ -268,17 +300,17 @@ def fit(scheme: Scheme, shape: Shape) -> tuple[Scheme, str]:
         return scheme, ""
     last = math.prod(shape[1:]) if granularity.flat else shape[-1]
     reason = f"group_size={size} does not divide {last}: {', and '.join(why)}"
-    return from_dict({**scheme.to_dict(), **changes}), reason
+    return scheme.with_granularity(replace(granularity, **changes)), reason
 
 
 def per_row(scheme: Scheme) -> Scheme:
     """One scale per row where the scheme would have one for the whole tensor.
 
-    >>> str(per_row(as_scheme("int8"))), str(per_row(as_scheme("int4-g32")))
-    ('int8-axis0', 'int4-g32')
+    >>> [str(per_row(as_scheme(text))) for text in ("int8", "int4-g32", "kmeans4")]
+    ['int8-axis0', 'int4-g32', 'kmeans4']
     """
-    whole = isinstance(scheme.granularity, PerTensor)
-    return from_dict({**scheme.to_dict(), "axis": 0}) if whole else scheme
+    whole = isinstance(scheme.granularity, PerTensor) and scheme.scale_dtype is not None
+    return scheme.with_granularity(PerAxis(0)) if whole else scheme
 
 
 def finite(value: float) -> float | None:

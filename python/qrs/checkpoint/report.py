@@ -123,6 +123,7 @@ class Report:
         plan = self.plan
         return {
             "output": self.output,
+            "solver": plan.solver,
             "tensors": [t.to_dict() for t in self.tensors],
             "kept": [t.name for t in plan.tensors if t.scheme is None],
             "skipped_files": self.skipped,

@@ -1,10 +1,11 @@
 """Run a plan: tensor by tensor, in blocks of rows, and nothing is seen until all is written.
 
 Where rows have scales of their own, a tensor is read and quantized a block of rows at a time, and
-only its parts are held; where a scale spans rows (one per tensor, or per column), it is read whole.
-Kept tensors are copied in pieces, decoding works in blocks. So the peak stays below three times the
-largest tensor + 256 MiB, but for the reference backend where a scale spans rows: it makes copies of
-a whole tensor, and the plan counts them (`Plan.memory_bound`).
+only its parts are held; where a scale or a table spans rows (one per tensor, or per column), it is
+read whole. Kept tensors are copied in pieces, decoding works in blocks. So the peak stays below
+three times the largest tensor + 256 MiB, but for the reference backend where a scale spans rows,
+which makes copies of a whole tensor, and for k-means of many values: the plan counts what they take
+(`Plan.memory_bound`).
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ def plan_checkpoint(
     embeddings: Scheme | str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    solver: str = "minmax",
     backend: str | None = None,
 ) -> Plan:
     """What `quantize_checkpoint` would do, from headers alone; see `qrs.checkpoint.make_plan`.
@@ -61,7 +63,7 @@ def plan_checkpoint(
     `model` is a folder, a .safetensors file, or an index. Raises FormatError, StorageError,
     DeviceError, and ArgValueError for options that do not fit the model.
     """
-    options = {"include": include, "exclude": exclude, "backend": backend}
+    options = {"include": include, "exclude": exclude, "solver": solver, "backend": backend}
     return plan_of(open_checkpoint(model), scheme, embeddings=embeddings, **options)
 
 
@@ -79,6 +81,7 @@ def quantize_checkpoint(
     embeddings: Scheme | str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    solver: str = "minmax",
     overwrite: bool = False,
     backend: str | None = None,
     progress: Progress | None = None,
@@ -89,7 +92,7 @@ def quantize_checkpoint(
     ----------
     model : a folder, a .safetensors file, or a model.safetensors.index.json.
     output : a folder to make, or one file if it ends in .safetensors; see `qrs.checkpoint.output`.
-    scheme, embeddings, include, exclude : what happens to which tensor, see
+    scheme, embeddings, include, exclude, solver : what happens to which tensor, see
         `qrs.checkpoint.make_plan`.
     overwrite : replace what is at `output`.
     backend : as in `qrs.quantize`; the files written are the same bytes with each.
@@ -99,7 +102,7 @@ def quantize_checkpoint(
     FormatError, StorageError, QrsMemoryError. After an error `output` is what it was.
     """
     source = open_checkpoint(model)
-    options = {"include": include, "exclude": exclude, "backend": backend}
+    options = {"include": include, "exclude": exclude, "solver": solver, "backend": backend}
     plan = plan_of(source, scheme, embeddings=embeddings, **options)
     return run_plan(source, plan, Output(source, output_path(output), overwrite), progress)
 
@@ -110,7 +113,7 @@ def run_plan(
     output: Output,
     progress: Progress | None = None,
 ) -> Report:
-    """Do what a plan of this source says, with its backend."""
+    """Do what a plan of this source says, with its solver and its backend."""
     started = time.perf_counter()
     report = Report(plan, str(output.path), skipped=output.skipped)
     by_name = {t.name: t for t in plan.tensors}
@@ -120,7 +123,7 @@ def run_plan(
         if t.scheme is None:
             copy_tensor(file, name, writer, progress)
             return
-        report.tensors.append(quantize_tensor(file, t, writer, plan.backend, progress))
+        report.tensors.append(quantize_tensor(file, t, writer, plan, progress))
 
     def layout(shard: Shard) -> Content:
         plans = [by_name[name] for name in shard.names]
@@ -133,30 +136,45 @@ def run_plan(
 
 
 def quantize_tensor(
-    file: QrsFile, t: TensorPlan, writer: Writer, backend: str, progress: Progress | None
+    file: QrsFile, t: TensorPlan, writer: Writer, plan: Plan, progress: Progress | None
 ) -> TensorReport:
     """Quantize one tensor of `file` and write its parts."""
     started = time.perf_counter()
-    assert t.scheme is not None
     errors = ErrorSums()
-    # Each part as the pieces that the blocks give. Blocks start at multiples of 8 rows, so that
-    # zero points packed along the rows (a scale per row) meet on a byte.
-    pieces: dict[str, list[Array]] = {}
-    for rows in row_blocks(t.shape, 8) if t.is_rowwise else [slice(0, t.shape[0])]:
-        x = file.read_rows(t.name, rows.start, rows.stop)
-        try:
-            qt = api.quantize(sent(x, backend), t.scheme, backend=backend)
-        except ArgValueError as error:
-            raise explain(file, t, error, backend) from None
+    pieces: dict[str, list[Array]] = {}  # each part as the blocks give it
+    for x, qt in quantized_blocks(file, t, plan.solver, plan.backend):
         for leaf, array in qt.to("numpy").leaves():
             pieces.setdefault(leaf, []).append(array)
-        for part in row_blocks(qt.shape):
-            errors.add(x[part], on_host(qt[part].dequantize(backend=backend)))
+        add_errors(errors, x, qt, plan.backend)
         if progress is not None:
             progress(t.name, x.nbytes)
     for leaf, arrays in pieces.items():
         writer.write_chunks(f"{t.name}.{leaf}", map(as_bytes, arrays))
     return TensorReport(t, errors, time.perf_counter() - started)
+
+
+def quantized_blocks(
+    file: QrsFile, t: TensorPlan, solver: str, backend: str
+) -> Iterator[tuple[Array, QTensor]]:
+    """A tensor as it is and quantized: blocks of rows, or all of it where scales span rows.
+
+    Blocks start at multiples of 8 rows, so that zero points packed along the rows (a scale per row)
+    meet on a byte.
+    """
+    assert t.scheme is not None
+    for rows in row_blocks(t.shape, 8) if t.is_rowwise else [slice(0, t.shape[0])]:
+        x = file.read_rows(t.name, rows.start, rows.stop)
+        try:
+            qt = api.quantize(sent(x, backend), t.scheme, solver=solver, backend=backend)
+        except ArgValueError as error:
+            raise explain(file, t, error, solver, backend) from None
+        yield x, qt
+
+
+def add_errors(errors: ErrorSums, x: Array, qt: QTensor, backend: str) -> None:
+    """Count in what quantizing `x` to `qt` lost."""
+    for rows, part in zip(row_blocks(qt.shape), blocks_of(qt), strict=True):
+        errors.add(x[rows], on_host(part.dequantize(backend=backend)))
 
 
 def sent(x: Array, backend: str) -> Array:
@@ -165,11 +183,11 @@ def sent(x: Array, backend: str) -> Array:
     return x if library == "numpy" else moved(as_kernel_float(x), library)
 
 
-def explain(file: QrsFile, t: TensorPlan, error: QrsError, backend: str) -> QrsError:
+def explain(file: QrsFile, t: TensorPlan, error: QrsError, solver: str, backend: str) -> QrsError:
     """The error of the whole tensor: one of a block of rows has neither its indices nor counts."""
     assert t.scheme is not None
     try:
-        api.quantize(sent(file.read(t.name), backend), t.scheme, backend=backend)
+        api.quantize(sent(file.read(t.name), backend), t.scheme, solver=solver, backend=backend)
     except QrsError as whole:
         error = whole
     return _of_tensor(error, t.name)
@@ -271,14 +289,24 @@ def stored_blocks(file: QrsFile, name: str) -> Iterator[QTensor]:
     """A quantized tensor in blocks of rows; whole where it has one axis.
 
     A tensor with many scales takes several times its bytes while it is checked and decoded, so that
-    only a block of it is ever read.
+    only a block of it is ever read, where what is stored of rows can be read apart.
     """
-    shape = file.quantized[name].shape
+    shape, scheme = file.quantized[name].shape, file.quantized[name].scheme
     if len(shape) == 1:
         yield whole(file, name)
-        return
-    for rows in row_blocks(shape, 8):
-        yield file.load_rows(name, rows.start, rows.stop)
+    elif not scheme.loads_by_rows:
+        yield from blocks_of(whole(file, name), 8)
+    else:
+        for rows in row_blocks(shape, 8):
+            yield file.load_rows(name, rows.start, rows.stop)
+
+
+def blocks_of(qt: QTensor, least: int = 1) -> Iterator[QTensor]:
+    """A quantized tensor of two or more axes in the blocks of `row_blocks`."""
+    if not qt.scheme.loads_by_rows:
+        qt = qt[:]  # scales that are quantized are decoded once, and not for each block
+    for rows in row_blocks(qt.shape, least):
+        yield qt[rows]
 
 
 def write_checkpoint(

@@ -14,9 +14,12 @@ from .. import __version__, backends, checkpoint
 from ..arrays import float_dtype_name
 from ..errors import ArgValueError, QrsError
 from ..schemes import GRAMMAR, as_scheme
+from ..solvers import SOLVERS, check_solver
 from .app import Command, Group, Json, UsageError, is_of_environment, usage
 from .bits import bits
 from .escape import escaped
+from .histogram import chart_width
+from .look import show_look
 from .progress import progress
 from .show import show_contents, show_facts, show_fallbacks, show_json, show_plan, show_report
 
@@ -52,6 +55,14 @@ Out = Annotated[
 Backend = Annotated[
     str | None,
     typer.Option(help=f"Who computes: {', '.join(backends.NAMES)}.", show_default=False),
+]
+Solver = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SOLVER",
+        help=f"How scales are chosen: {', '.join(SOLVERS)}. Default: minmax, their range.",
+        show_default=False,
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is at OUT.")]
 Patterns = list[str]
@@ -103,6 +114,7 @@ def quantize(
             show_default=False,
         ),
     ] = None,
+    solver: Solver = None,
     backend: Backend = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan; compute and write nothing.")
@@ -119,13 +131,14 @@ def quantize(
         raise UsageError("--dry-run and --overwrite contradict each other")
     if output is None and not dry_run:
         raise UsageError("-o OUT is missing (or use --dry-run)")
-    check_values(backend, scheme, embeddings)
+    check_values(backend, scheme, embeddings, solver=solver)
     with usage():
         path = None if output is None else checkpoint.output_path(output)
     source = checkpoint.open_checkpoint(model)
     source.check_plain()
     with usage():
         options = {"include": include, "exclude": exclude, "backend": backend}
+        options["solver"] = solver or "minmax"
         plan = checkpoint.plan_of(source, scheme, embeddings=embeddings, **options)
     destination = None if path is None else checkpoint.Output(source, path, overwrite)
     if destination is not None:
@@ -183,10 +196,55 @@ def decoding() -> Iterator[None]:
 
 
 @app.command(cls=Command)
-def inspect(model: Model, json: Json = False) -> None:
-    """List the tensors of a checkpoint: dtype, shape, scheme, size. Reads headers only."""
-    contents = checkpoint.inspect_checkpoint(model)
-    show_json(contents.to_dict()) if json else show_contents(contents)
+def inspect(
+    model: Model,
+    tensor: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Look into one tensor: its parts, scales, codebook, and a histogram.",
+            show_default=False,
+        ),
+    ] = None,
+    scheme: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCHEME",
+            help="With --tensor: quantize it in memory, and look at that.",
+            show_default=False,
+        ),
+    ] = None,
+    solver: Solver = None,
+    row: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="With --tensor: whose codebook to show where each row has its own. Default: 0.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List the tensors of a checkpoint: dtype, shape, scheme, size. Reads headers only.
+
+    With --tensor, read that one, and show what is in it.
+    """
+    needs = {"--scheme": (scheme, tensor), "--row": (row, tensor), "--solver": (solver, scheme)}
+    for option, (given, needed) in needs.items():
+        if given is not None and needed is None:
+            raise UsageError(f"{option} needs {'--tensor' if tensor is None else '--scheme'}")
+    if tensor is None:
+        contents = checkpoint.inspect_checkpoint(model)
+        show_json(contents.to_dict()) if json else show_contents(contents)
+        return
+    check_values(None, scheme, solver=solver)
+    source = checkpoint.open_checkpoint(model)
+    with usage():
+        subject = checkpoint.subject_of(
+            source, tensor, scheme=scheme, solver=solver or "minmax", row=row
+        )
+    look = checkpoint.look_at(subject) if json else checkpoint.look_at(subject, chart_width())
+    show_json(look.to_dict()) if json else show_look(look)
 
 
 # A word that starts with a minus and is no option is a number.
@@ -242,9 +300,10 @@ def problem_of(backend: str | None, variable: str | None) -> dict[str, str]:
     return {}
 
 
-def check_values(backend: str | None, *schemes: str | None) -> None:
+def check_values(backend: str | None, *schemes: str | None, solver: str | None = None) -> None:
     """Bad names are usage errors, found before a file is opened, as a missing backend is."""
     with usage():
+        check_solver(solver or "minmax")
         for scheme in schemes:
             if scheme is not None:
                 as_scheme(scheme)

@@ -41,6 +41,8 @@ def show_plan(plan: Plan) -> None:
     why = "3 x the largest tensor + 256 MiB"
     if plan.memory_bound > plan.streaming_bound:
         why = f"the {plan.backend} backend copies whole tensors where a scale spans rows"
+        if plan.backend != "reference":
+            why = "several times a tensor where a scale or a table that is learned spans its rows"
     about = size(plan.memory_estimate)
     print(f"memory: at most {size(plan.memory_bound)} ({why}), about {about} expected")
 
@@ -84,6 +86,8 @@ def show_fallbacks(plan: Plan, file: Any = None) -> None:
 
 def show_report(report: Report) -> None:
     """Each quantized tensor with its error, and the totals."""
+    if report.plan.solver != "minmax":
+        print(f"solver: {report.plan.solver}")
     columns = (
         ("tensor", LEFT),
         ("shape", LEFT),

@@ -207,10 +207,15 @@ class QrsFile(SafetensorsFile):
         """Rows of a quantized tensor of two or more axes, without reading the rest.
 
         `start` and `stop` are multiples of 8, but for the end: what is packed along the rows (the
-        zero points of a scale per row) starts and ends on a byte there.
+        zero points of a scale per row) starts and ends on a byte there. Where rows cannot be read
+        apart (`Scheme.loads_by_rows`), they are taken out of the whole tensor.
         """
         entry = self.quantized[name]
         scheme, rest = entry.scheme, entry.shape[1:]
+        if not scheme.loads_by_rows:
+            tensor = self.load(name)
+            assert isinstance(tensor, QTensor)
+            return tensor[start:stop]
         shape = (stop - start, *rest)
         whole, before = scheme.part_specs(entry.shape), scheme.part_specs((start, *rest))
         leaves: dict[str, Array] = {}

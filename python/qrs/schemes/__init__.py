@@ -35,7 +35,7 @@ GRAMMAR = (
     "bf16|f16|e4m3|e5m2|e2m1[-tensor|-axisN|-gN][-f16|-bf16|-e8m0][-flat][-ragged]; or "
     "nvfp4|mxfp4|mxfp8[-flat][-ragged]; or nf4|fp4[-gN][-dq][-f16|-bf16][-flat][-ragged]; or "
     "kmeans<b>[-axisN|-gN][-f32|-bf16][-sparse<fraction>][-flat][-ragged]; or "
-    "learned<b>-gN-s6|-s8[-f32|-bf16][-flat][-ragged]"
+    "learned<b>-gN-s6|-s8|-s16[-f32|-bf16][-flat][-ragged]"
 )
 
 

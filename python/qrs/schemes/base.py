@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
@@ -144,6 +145,12 @@ class Scheme(ABC):
     def with_scale_dtype(self, scale_dtype: str) -> Scheme:
         """The same scheme, but for how its scales are stored."""
         return from_dict({**self.to_dict(), "scale_dtype": scale_dtype})
+
+    def with_granularity(self, granularity: Granularity) -> Scheme:
+        """The same scheme, but for who shares a scale, or a table where there are no scales."""
+        before = asdict(self.granularity)
+        fields = {name: value for name, value in self.to_dict().items() if name not in before}
+        return from_dict({**fields, **asdict(granularity)})
 
     def nested(self, shape: Shape) -> dict[str, tuple[Scheme, Shape]]:
         """The parts of an array of `shape` that are QTensors: their schemes and shapes."""

@@ -157,6 +157,13 @@ class Codebook(Scheme, family="codebook"):
     def loads_by_rows(self) -> bool:
         return self.inner is None and not self.outlier_fraction
 
+    def with_granularity(self, granularity: Granularity) -> Scheme:
+        if not self.is_learned or self.scale_dtype is not None:
+            return super().with_granularity(granularity)
+        before = asdict(self.granularity)
+        fields = {name: value for name, value in self.to_dict().items() if name not in before}
+        return from_dict({**fields, "book_granularity": asdict(granularity)})
+
     def nested(self, shape: Shape) -> dict[str, tuple[Scheme, Shape]]:
         if self.inner is None:
             return {}
@@ -352,8 +359,9 @@ def LearnedCodebook(
     """One table for the tensor, learned together with a scale of few bits for each group.
 
     The table and the scales take turns in lowering the squared error; the scales, which may be
-    negative, are integers of 6 or 8 bits with one float32 for 256 consecutive ones. With the
-    defaults a Gaussian takes 4.19 bits at 22.6 dB. docs/codebooks.md shows the bytes.
+    negative, are integers of 6 or 8 bits with one float32 for 256 consecutive ones, or float16 with
+    `scale_bits=16`. With the defaults a Gaussian takes 4.19 bits at 22.6 dB. docs/codebooks.md
+    shows the bytes.
 
     >>> import numpy as np, qrs
     >>> x = np.random.default_rng(7).standard_normal((8, 1024), np.float32)
@@ -364,13 +372,14 @@ def LearnedCodebook(
     from .int import Int
 
     bits, scale_bits = codebook_checks.checked_bits(bits), checked_integer(scale_bits, "scale_bits")
-    if scale_bits not in (6, 8):
-        raise bad("scale_bits", f"got {scale_bits}", scale_bits, "6 or 8")
+    if scale_bits not in (6, 8, 16):
+        raise bad("scale_bits", f"got {scale_bits}", scale_bits, "6, 8 or 16")
+    few = scale_bits < 16
     return Codebook(
         1 << bits,
         book_dtype=book_dtype,
         group_size=group_size,
-        scale_dtype=Int(scale_bits, group_size=256, ragged=True),
+        scale_dtype=Int(scale_bits, group_size=256, ragged=True) if few else "float16",
         ragged=ragged,
         flat=flat,
     )

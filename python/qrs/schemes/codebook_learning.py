@@ -64,7 +64,7 @@ def kmeans_tables(
 ) -> Float32:
     """The centers of each row; where all weights are zeros, those without weights."""
     if weights is not None:
-        weights = np.where(weights.any(axis=1, keepdims=True), weights, np.float32(1))
+        weights = np.where(weights.any(axis=1, keepdims=True), weights, 1.0)
     centers = backend.kmeans_1d(x, scheme.levels, weights, False)[0]
     return rounded(scheme, centers.astype(np.float32), backend)
 
@@ -88,6 +88,7 @@ class Learner:
     ) -> None:
         self.scheme, self.backend = scheme, backend
         self.x, self.weights = x, weights
+        self.scale_dtype = "float32" if scheme.inner is not None else str(scheme.scale_dtype)
         self.step = -(-x.size // SAMPLE)
 
     def learn(self, scale: Float32 | None) -> tuple[Float32, Float32]:
@@ -111,12 +112,14 @@ class Learner:
     def first(self, x: Float32, weights: Float32 | None) -> Float32:
         """k-means of the values over the one of largest magnitude in their group."""
         extreme = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)
-        extreme[extreme == 0] = 1
-        squares = np.broadcast_to(extreme * extreme, x.shape)
+        largest = np.abs(extreme).max(initial=0) or np.float32(1)
+        squares = np.broadcast_to((extreme / largest) ** 2, x.shape)
         importance = squares if weights is None else squares * weights
+        extreme[extreme == 0] = 1
         values, importance = (x / extreme).reshape(1, -1), importance.reshape(1, -1)
         if not importance.any():
             importance = np.ones_like(importance)
+        importance = importance.astype(np.float64)
         centers = self.backend.kmeans_1d(values, self.scheme.levels, importance, False)[0]
         return centers.astype(np.float32)
 
@@ -124,20 +127,18 @@ class Learner:
         """The scale search for a table."""
         ends = (float(table[0, 0]), float(table[0, -1]))
         lo, hi = self.backend.group_range(x, x.shape[1])
-        start = self.backend.choose_scale_codebook(lo, hi, *ends, "float32")
+        start = self.backend.choose_scale_codebook(lo, hi, *ends, self.scale_dtype)
         factors = np.concatenate([codebooks.LSQ_FACTORS, -codebooks.LSQ_FACTORS])
         return self.backend.choose_scale_lsq(
             x, x.shape[1], weights, table[0], codebooks.thresholds(table[0]), factors, start,
-            "float32",
+            self.scale_dtype,
         )  # fmt: skip
 
     def stored(self, scale: Float32) -> Float32:
         """Scales as they are stored."""
-        dtype, inner = str(self.scheme.scale_dtype), self.scheme.inner
+        inner = self.scheme.inner
         if inner is None:
-            part = scales.stored(scale, dtype, scale.shape, self.backend)
-            found: Float32 = scales.decoded(part, dtype, self.backend)
-            return found
+            return scale
         nested = inner.quantize(scale.reshape(-1), self.backend)
         return inner.dequantize(nested, "float32", self.backend).reshape(scale.shape)
 
@@ -148,11 +149,11 @@ class Learner:
         codes = self.backend.quantize_codebook(
             x, x.shape[1], scale, codebooks.thresholds(table), None
         ).reshape(-1)
+        scale, levels = scale.astype(np.float64), table.shape[1]
         ws = scale if weights is None else weights * scale
-        levels = table.shape[1]
         above = np.bincount(codes, (ws * x).reshape(-1), levels)
         squares = np.broadcast_to(ws * scale, x.shape).reshape(-1)
         below = np.bincount(codes, squares, levels)
         found = np.where(below > 0, above / np.where(below > 0, below, 1), table[0])
-        found = np.sort(found / (np.abs(found).max() or 1))
+        found = np.sort(found / (np.abs(found).max() or 1)) + 0.0  # never -0.0
         return found.astype(np.float32)[None]

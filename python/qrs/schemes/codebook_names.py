@@ -71,10 +71,11 @@ def _front(scheme: Codebook) -> str:
         quantized = "" if inner is None else "-dq" if is_double_quant(inner) else f"-({inner})"
         centered = "-centered" * scheme.centered
         return names.get(scheme.table, f"codebook{scheme.bits}") + shared + centered + quantized
-    if inner is None:
-        return f"{'kmeans' if scheme.scale_dtype is None else 'learned'}{scheme.bits}{shared}"
-    short = getattr(inner, "family", "") == "int" and str(inner) == f"int{inner.bits}-g256-ragged"
-    return f"learned{scheme.bits}{shared}" + (f"-s{inner.bits}" if short else f"-({inner})")
+    if scheme.scale_dtype is None:
+        return f"kmeans{scheme.bits}{shared}"
+    stored = str(scheme.scale_dtype)
+    short = {"float16": "16", "int6-g256-ragged": "6", "int8-g256-ragged": "8"}.get(stored)
+    return f"learned{scheme.bits}{shared}-" + (f"s{short}" if short else f"({stored})")
 
 
 def _dtype(scheme: Codebook) -> str:

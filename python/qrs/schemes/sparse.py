@@ -59,6 +59,8 @@ def columns_of_outliers(x: Float32, count: int) -> NDArray[np.int32]:
     >>> columns_of_outliers(np.array([[1, -3, 3, 2]], np.float32), 2).tolist()
     [[1, 2]]
     """
+    if count == 0:  # of short rows
+        return np.empty((len(x), 0), np.int32)
     magnitude, first = np.abs(x), x.shape[1] - count
     least = np.partition(magnitude, first, axis=1)[:, first : first + 1]
     above, equal = magnitude > least, magnitude == least

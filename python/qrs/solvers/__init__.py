@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import Any, Final
 
 from ..backends.reference import Reference
+from ..errors import bad
 from ..qtensor import QTensor
 from ..schemes import Scheme
-from .lsq import lsq
+from .lsq import check_scheme, lsq
 from .weights import checked_weights
 
-__all__ = ["SOLVERS", "checked_weights", "lsq", "minmax"]
+__all__ = ["SOLVERS", "check_solver", "checked_weights", "lsq", "minmax"]
 
 
 def minmax(
@@ -30,3 +31,20 @@ def minmax(
 
 
 SOLVERS: Final = {"minmax": minmax, "lsq": lsq}
+
+
+def check_solver(solver: Any, scheme: Scheme | None = None) -> None:
+    """Raise ArgValueError unless there is such a solver, and it fits the scheme.
+
+    >>> from qrs import NF4, Int
+    >>> check_solver("lsq", NF4())
+    >>> check_solver("lsq", Int(4, signed=False))
+    Traceback (most recent call last):
+    ...
+    qrs.errors.ArgValueError: solver: got 'lsq' for uint4, expected a symmetric integer scheme or \
+a codebook with scales
+    """
+    if not isinstance(solver, str) or solver not in SOLVERS:
+        raise bad("solver", f"got {solver!r}", solver, f"one of: {', '.join(SOLVERS)}")
+    if solver == "lsq" and scheme is not None:
+        check_scheme(scheme)

@@ -18,6 +18,7 @@ from ..devices import library_of, moved
 from ..errors import bad
 from ..qtensor import QTensor
 from ..schemes import Codebook, Scheme
+from ..schemes.base import ValueSet
 from ..schemes.layout import layout_of
 
 
@@ -46,16 +47,15 @@ def lsq(
     for name, value in {"scale": scale, "zero_point": zero_point}.items():
         if value is not None:
             raise bad(name, "given beside solver='lsq', which finds scales", type(value), "None")
-    if isinstance(scheme, Codebook) and scheme.is_learned and scheme.scale_dtype is not None:
-        return scheme.quantize(x, backend, out=out, weights=weights)  # searches anyway
-    values = scheme.value_set()
+    values = check_scheme(scheme)
     if values is None:
-        expected = "a symmetric integer scheme or a codebook with scales"
-        raise bad("solver", f"got 'lsq' for {scheme}", "lsq", expected)
+        return scheme.quantize(x, backend, out=out, weights=weights)
     start = scheme.quantize(x, backend)
     if x.size == 0:
         return start if out is None else out.overwrite(start)
     layout = layout_of(scheme, x.shape)
+    first_scale = start.scale.reshape(layout.rows, layout.groups)
+    del start  # its codes are not needed
     rows = scheme.granularity.to_rows(x)
     if weights is not None:
         weights = scheme.granularity.to_rows(weights)
@@ -66,7 +66,18 @@ def lsq(
     found = backend.choose_scale_lsq(
         rows, layout.group_size, weights,
         *(moved(part, library) for part in (*values, factors)),
-        start.scale.reshape(layout.rows, layout.groups),
+        first_scale,
         scheme.scale_dtype if isinstance(scheme.scale_dtype, str) else "float32",
     )  # fmt: skip
     return scheme.quantize_with(x, backend, found, out)
+
+
+def check_scheme(scheme: Scheme) -> ValueSet | None:
+    """The levels of a scheme that the search fits, None where the scheme searches by itself."""
+    if isinstance(scheme, Codebook) and scheme.is_learned and scheme.scale_dtype is not None:
+        return None
+    values = scheme.value_set()
+    if values is None:
+        expected = "a symmetric integer scheme or a codebook with scales"
+        raise bad("solver", f"got 'lsq' for {scheme}", "lsq", expected)
+    return values

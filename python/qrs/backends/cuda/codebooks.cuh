@@ -3,11 +3,11 @@
 
 constexpr int kMostLevels = 256;
 
-// 1 / max(|scale|, 1e-38), with the sign of the scale: finite, whatever the scale is.
+// 1 / max(|scale|, 1e-38), with the sign of the scale, or 0: finite, whatever the scale is.
 DEVICE float reciprocal(float scale) {
     const float magnitude = fabsf(scale), smallest = 1e-38f;
     const float inverse = __frcp_rn(magnitude > smallest ? magnitude : smallest);
-    return scale < 0.0f ? -inverse : inverse;
+    return scale > 0.0f ? inverse : scale < 0.0f ? -inverse : 0.0f;
 }
 
 // The scale with which the levels `low` and `high` reach a range, as stored.

@@ -17,13 +17,13 @@ from typing import ClassVar
 from ...errors import DeviceError
 from .. import nvrtc
 from ..cuda.launch import KERNELS
-from .codebooks import CodebookOperations
+from .kmeans_1d import Kmeans1dOperations
 
 __all__ = ["KERNELS", "Cupy", "missing"]
 
 
-class Cupy(CodebookOperations):
-    """Every operation by a kernel; the parts are in the order of `qrs.backends.reference`."""
+class Cupy(Kmeans1dOperations):
+    """Every operation overridden; the parts are in the order of `qrs.backends.reference`."""
 
     name: ClassVar[str] = "cupy"
     library: ClassVar[str] = "cupy"

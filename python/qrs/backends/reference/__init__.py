@@ -20,8 +20,9 @@ every number of threads:
 7. Scales are rounded to their stored dtype first; zero points and codes use the rounded ones. A
    scale that overflows its dtype is a fault.
 8. Codebooks encode as bitsandbytes does: v = x * (1 / max(|scale|, 1e-38)), with the sign of the
-   scale, and the code counts the thresholds that v reaches. scale = max(hi / highest level,
-   lo / lowest level); one that comes out as zero stays zero, and its group decodes to zeros.
+   scale, or v = 0 where that is 0; the code counts the thresholds that v reaches. scale =
+   max(hi / highest level, lo / lowest level); one that comes out as zero stays zero, and its group
+   decodes to zeros.
 9. Conversions between float formats keep NaN, as the canonical quiet one with the sign of the
    input, and infinities where the format has them. What is too large becomes infinity (e4m3: NaN),
    or with `saturate` the largest number, which in e4m3 infinities become too. e2m1 always
@@ -34,19 +35,30 @@ every number of threads:
 All operations take `x` as (rows, cols) in C order; groups of `group_size` run along the columns,
 the last one of a row may be shorter, and there are G = ceil(cols / group_size) of them. `scale`,
 `zero_point`, `lo` and `hi` have the shape (rows, G). There are no axes, schemes or files here.
+Clustering knows no groups, and takes float64 as it is: all its arithmetic is float64.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-from .arrays import Array, Bytes, Codes, Float32, Integers, into
-from .codebooks import CodebookOperations
+from .arrays import Array, Bytes, Codes, Float32, Float64, Integers, into
+from .kmeans_1d import Kmeans1dOperations
 
-__all__ = ["OPERATIONS", "Array", "Bytes", "Codes", "Float32", "Integers", "Reference", "into"]
+__all__ = [
+    "OPERATIONS",
+    "Array",
+    "Bytes",
+    "Codes",
+    "Float32",
+    "Float64",
+    "Integers",
+    "Reference",
+    "into",
+]
 
 
-class Reference(CodebookOperations):
+class Reference(Kmeans1dOperations):
     """Every operation in numpy. Other backends override what they accelerate.
 
     >>> import numpy as np

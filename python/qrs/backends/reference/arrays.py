@@ -13,6 +13,7 @@ from ...float_formats import ALIASES, FORMATS
 
 Array = NDArray[Any]
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 Codes = NDArray[Any]
 """int8 or uint8; for float formats uint8, uint16 or uint32."""
 Bytes = NDArray[np.uint8]
@@ -56,9 +57,8 @@ def lane_sums(x: Array) -> Array:
     steps = -(-length // LANES)
     padded = np.zeros((*x.shape[:-1], steps * LANES), x.dtype)
     padded[..., :length] = x
-    lanes = np.zeros((*x.shape[:-1], LANES), x.dtype)
-    for step in range(steps):
-        lanes = lanes + padded[..., step * LANES : (step + 1) * LANES]
+    # numpy adds in pairs along the last axis alone; along any other, one after the other.
+    lanes = padded.reshape(*x.shape[:-1], steps, LANES).sum(axis=-2, initial=0)
     for half in (8, 4, 2, 1):
         lanes = lanes[..., :half] + lanes[..., half:]
     return lanes[..., 0]

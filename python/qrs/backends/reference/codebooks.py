@@ -93,7 +93,7 @@ class CodebookOperations(FloatOperations):
     def center_scales(self, scale: Float32) -> tuple[Float32, Float32]:
         """The mean (1, 1) of scales, and the scales minus that. Class A.
 
-        The sum is float64, in the order of rule 6; the mean is rounded to float32.
+        The sum is float64, in the order of rule 6; the mean is rounded to float32, and 0 of none.
 
         >>> from qrs.backends.reference import Reference
         >>> mean, centered = Reference().center_scales(np.array([[1.0, 4.0]], np.float32))
@@ -101,7 +101,7 @@ class CodebookOperations(FloatOperations):
         ([[2.5]], [[-1.5, 1.5]])
         """
         total = lane_sums(scale.reshape(-1).astype(np.float64))
-        mean = (total / scale.size).astype(np.float32).reshape(1, 1)
+        mean = (total / max(scale.size, 1)).astype(np.float32).reshape(1, 1)
         return mean, scale - mean
 
     def choose_scale_lsq(
@@ -227,10 +227,11 @@ class _ScaleSearch:
 
 
 def reciprocal(scale: Float32) -> Float32:
-    """1 / scale; finite for every scale, 0 included."""
+    """1 / scale, and no more than 1 / SMALLEST_DIVISOR; 0 for 0."""
     magnitude = np.abs(scale)
     magnitude = np.where(magnitude > SMALLEST_DIVISOR, magnitude, SMALLEST_DIVISOR)
-    return np.where(scale < 0, np.float32(-1), np.float32(1)) / magnitude
+    sign = (scale > 0).astype(np.float32) - (scale < 0)
+    return sign / magnitude
 
 
 def scaled(values: Float32, group_size: int, scale: Float32 | None) -> Float32:
