@@ -9,6 +9,7 @@ from zlib import crc32
 import numpy as np
 import pytest
 
+from codebook_calls import BOOK_ARGUMENTS, BOOK_RULES, BookCase
 from cuda_machines import GPU, ORDERS, SHARE, alone, differing, machine, reference_call
 from kernel_calls import bits_of
 from nasty import FLOATS, every_finite, faulty, float32_sample, misaligned, nasty
@@ -132,6 +133,28 @@ def cases(dtype: str, share: int) -> list[Call]:
 def test_nasty_arrays(dtype, there, monkeypatch):
     some = cases(dtype, SHARE)
     assert len(some) > 2000 / SHARE
+    assert not differing(machine(there), some, monkeypatch)
+
+
+@cache
+def shared_cases(dtype: str, share: int) -> list[BookCase]:
+    """Some of those that the other backends are tested with."""
+    found = []
+    for name, x in nasty(dtype).items():
+        for group_size in (max(x.shape[1], 1), 7, 32):
+            for rule_name, rule in BOOK_RULES.items():
+                if crc32(f"{name} {group_size} {rule_name} {dtype}".encode()) % (2 * share) == 0:
+                    found.append(BookCase(x, group_size, rule))
+    return found
+
+
+@on_every_machine
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("op", BOOK_ARGUMENTS)
+def test_cases_of_other_backends(op, dtype, there, monkeypatch):
+    arguments = [case.arguments(op) for case in shared_cases(dtype, SHARE)]
+    some = [(op, args) for args in arguments if isinstance(args, tuple)]
+    assert len(some) > 500 / SHARE
     assert not differing(machine(there), some, monkeypatch)
 
 

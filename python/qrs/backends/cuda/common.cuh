@@ -17,8 +17,9 @@
 // 7. Scales are rounded to their stored dtype first; zero points and codes use the rounded ones. A
 //    scale that overflows its dtype is a fault.
 // 8. Codebooks encode as bitsandbytes does: v = x * (1 / max(|scale|, 1e-38)), with the sign of the
-//    scale, and the code counts the thresholds that v reaches. scale = max(hi / highest, lo /
-//    lowest level); one that comes out as zero stays zero.
+//    scale, or v = 0 where that is 0; the code counts the thresholds that v reaches. scale =
+//    max(hi / highest level, lo / lowest level); one that comes out as zero stays zero, and its
+//    group decodes to zeros.
 // 9. Conversions between float formats keep NaN, as the canonical quiet one with the sign of the
 //    input, and infinities where the format has them.
 // 10. MX scales are 2^(floor(log2 absmax) - max_exponent), at least 2^-127.

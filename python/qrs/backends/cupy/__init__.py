@@ -24,7 +24,7 @@ __all__ = ["KERNELS", "Cupy", "missing"]
 
 
 class Cupy(KmeansOperations):
-    """The parts are in the order of `qrs.backends.reference`."""
+    """Every operation overridden; the parts are in the order of `qrs.backends.reference`."""
 
     name: ClassVar[str] = "cupy"
     library: ClassVar[str] = "cupy"

@@ -1,31 +1,22 @@
 """k-means by CuPy's own kernels, which flush subnormals and add in any order: class B.
 
-What differs from the reference, its docstrings say. Exact k-means has no kernel.
+What differs from the reference, its docstrings say.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ...errors import DeviceError
-from ..reference import Array, Float32, Float64, Labels
+from ..reference import Float32, Float64, Labels
 from ..reference.kmeans import BLOCK
-from .codebooks import CodebookOperations
+from .kmeans_1d import Kmeans1dOperations
 
 _PAIRS = 1 << 26
 """Of a point and a center that are looked at at a time: 256 MB, three times."""
 
 
-class KmeansOperations(CodebookOperations):
+class KmeansOperations(Kmeans1dOperations):
     """The steps of Lloyd's algorithm."""
-
-    def kmeans_1d(
-        self, x: Array, k: int, weights: Float64 | None, with_labels: bool
-    ) -> tuple[Float64, NDArray[np.int32] | None, Float64, NDArray[np.int32]]:
-        problem = "kmeans_1d: got an array on a GPU, expected one on the host: there is no kernel"
-        fix = "qrs.kmeans_1d(cupy.asnumpy(x), k)"
-        raise DeviceError(f"{problem}; fix: {fix}", arg="x", value="cupy", expected=fix)
 
     def kmeans_assign(
         self, x: Float32, centers: Float32, out: tuple[Labels, Float32] | None = None
