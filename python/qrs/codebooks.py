@@ -120,9 +120,9 @@ def half_even_thresholds(qmin: int, qmax: int) -> Float32:
 def ranked(table: tuple[float, ...]) -> tuple[Float32, Float32, NDArray[np.uint8] | None]:
     """A table of any order as ascending levels, their thresholds, and the codes of the levels.
 
-    Of equal levels only the lowest code is ever taken, and ties go to the lower code. Not so in FP4,
-    where ties go to the lower level, and of its two zeros to the first, so that small numbers above
-    zero have the code 8. The codes are None where they are 0, 1, 2, ...
+    Of equal levels only the lowest code is ever taken, and ties go to the lower code. Not so in
+    FP4, where ties go to the lower level, and of its two zeros to the first, so that small numbers
+    above zero have the code 8. The codes are None where they are 0, 1, 2, ...
 
     >>> levels, t, codes = ranked((1.0, 0.0))
     >>> levels.tolist(), codes.tolist(), codes[int(np.sum(np.float32(0.5) >= t))]
