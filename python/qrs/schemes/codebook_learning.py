@@ -25,9 +25,12 @@ Float32 = NDArray[np.float32]
 
 SAMPLE = 1 << 20
 """Values that a table is learned from, where there are more: every so many groups."""
-ROUNDS = 12
-"""Turns of scales and table on the sample, and then as many as this with all scales stored:"""
+ROUNDS = 10
+"""Turns of scales and table on the sample."""
 LAST_ROUNDS = 2
+"""Turns with all values, and the scales as they will be stored."""
+FEW_FACTORS = np.linspace(0.6, 1.35, 6, dtype=np.float32)
+"""Starts of the scale search while the table still moves; the last search has all."""
 
 
 def learned(
@@ -99,16 +102,18 @@ class Learner:
         given = None if scale is None else scale[:: self.step]
         table = self.first(x, weights)
         for _ in range(ROUNDS):
-            found = self.searched(x, weights, table) if given is None else given
+            found = self.searched(x, weights, table, FEW_FACTORS) if given is None else given
             table = self.refitted(x, weights, table, found)
         for _ in range(LAST_ROUNDS):
             table = rounded(self.scheme, table, self.backend)
-            found = self.searched(self.x, self.weights, table) if scale is None else scale
-            stored = self.stored(found)
+            stored = scale
+            if stored is None:
+                stored = self.stored(self.searched(self.x, self.weights, table, FEW_FACTORS))
             table = self.refitted(self.x, self.weights, table, stored)
         table = rounded(self.scheme, table, self.backend)
-        found = self.searched(self.x, self.weights, table) if scale is None else scale
-        return table, found
+        if scale is None:
+            scale = self.searched(self.x, self.weights, table, codebooks.LSQ_FACTORS)
+        return table, scale
 
     def first(self, x: Float32, weights: Float32 | None) -> Float32:
         """k-means of the values over the one of largest magnitude in their group."""
@@ -122,12 +127,14 @@ class Learner:
         centers = self.backend.kmeans_1d(values, k, known if known.any() else None, False)[0]
         return centers.astype(np.float32)
 
-    def searched(self, x: Float32, weights: Float32 | None, table: Float32) -> Float32:
+    def searched(
+        self, x: Float32, weights: Float32 | None, table: Float32, factors: Float32
+    ) -> Float32:
         """The scale search for a table."""
         ends = (float(table[0, 0]), float(table[0, -1]))
         lo, hi = self.backend.group_range(x, x.shape[1])
         start = self.backend.choose_scale_codebook(lo, hi, *ends, self.scale_dtype)
-        factors = np.concatenate([codebooks.LSQ_FACTORS, -codebooks.LSQ_FACTORS])
+        factors = np.concatenate([factors, -factors])
         return self.backend.choose_scale_lsq(
             x, x.shape[1], weights, table[0], codebooks.thresholds(table[0]), factors, start,
             self.scale_dtype,
