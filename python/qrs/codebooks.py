@@ -101,7 +101,9 @@ def thresholds(levels: Float32, codes: NDArray[np.integer] | None = None) -> Flo
         return beyond
     lowest = codes[np.searchsorted(levels, lower)]  # codes of equal levels ascend
     following = np.searchsorted(levels, lower, side="right").clip(max=len(levels) - 1)
-    return np.where(codes[following] < lowest, middle, beyond)
+    limits = np.where(codes[following] < lowest, middle, beyond)
+    # Of neighbours in float32 the middle is one of them, and `beyond` may pass the next middle.
+    return np.where(np.isnan(limits), limits, np.fmax.accumulate(limits))
 
 
 def half_even_thresholds(qmin: int, qmax: int) -> Float32:
