@@ -12,7 +12,7 @@ use crate::lookup::{BinarySearch, Levels, LoadedLevels, ReloadableSearch};
 use crate::lookup::{PermutedLevels, PermutedSearch};
 use crate::numeric::{self, BFloat16, Element, Float16, Float32, choose_reach, reciprocal};
 use crate::pack::{pack_row, unpack_row};
-use crate::parts::{DECODED, Part, Pass, Rule, Source, for_each_part, map_steps_narrowed};
+use crate::parts::{DECODED, Part, Pass, Rule, Source, for_each_part};
 use crate::qparams::{Chosen, Given, ScaleDtype, Scales, first_fault};
 use crate::rows::{Output, TILE, for_each_block, take, take_mut};
 use crate::simd::{multiversion, with_default_float_state};
@@ -326,9 +326,7 @@ multiversion! {
                     }
                     let scale = scale.map_or(1.0, |scale| scale[group]);
                     let (q, x_hat) = (&q[segment.elements.clone()], &mut x_hat[segment.elements]);
-                    map_steps_narrowed::<_, E>(q, x_hat, |q, x_hat| {
-                        levels.find(q, scale, offset, x_hat);
-                    });
+                    levels.find::<E>(q, scale, offset, x_hat);
                 }
             }
         }

@@ -81,12 +81,15 @@ pub fn kmeans_update(
     let blocks = labels.len().div_ceil(points);
     let mut partial = vec![0.0; blocks * k * (d + 1)];
     let jobs = x.chunks(points * d).zip(labels.chunks(points)).enumerate();
-    let done = for_each_job(jobs.zip(partial.chunks_mut(k * (d + 1))), |((block, (x, labels)), partial)| {
-        let weights = weights.map(|weights| &weights[block * points..][..labels.len()]);
-        let (sums, totals) = partial.split_at_mut(k * d);
-        sum_block(x, d, labels, weights, sums, totals);
-        Ok(())
-    });
+    let done = for_each_job(
+        jobs.zip(partial.chunks_mut(k * (d + 1))),
+        |((block, (x, labels)), partial)| {
+            let weights = weights.map(|weights| &weights[block * points..][..labels.len()]);
+            let (sums, totals) = partial.split_at_mut(k * d);
+            sum_block(x, d, labels, weights, sums, totals);
+            Ok(())
+        },
+    );
     debug_assert!(done.is_ok());
     simd::with_default_float_state(|| {
         sums.fill(0.0);
@@ -115,11 +118,12 @@ pub fn kmeans_potentials(
     assert!(weights.is_none_or(|weights| weights.len() == closest.len()));
     let mut by_block = vec![0.0; count * blocks];
     let jobs = x.chunks(BLOCK * d).zip(closest.chunks(BLOCK)).enumerate();
-    let done = for_each_job(jobs.zip(by_block.chunks_mut(count)), |((block, (x, closest)), sums)| {
-        let weights = weights.map(|weights| &weights[block * BLOCK..][..closest.len()]);
-        potentials_of_block(x, d, candidates, closest, weights, sums);
-        Ok(())
-    });
+    let done =
+        for_each_job(jobs.zip(by_block.chunks_mut(count)), |((block, (x, closest)), sums)| {
+            let weights = weights.map(|weights| &weights[block * BLOCK..][..closest.len()]);
+            potentials_of_block(x, d, candidates, closest, weights, sums);
+            Ok(())
+        });
     debug_assert!(done.is_ok());
     for (index, potential) in potentials.iter_mut().enumerate() {
         *potential = by_block[index % blocks * count + index / blocks];

@@ -5,7 +5,7 @@
 //! once; the compiler makes none of those of scalar code. Larger tables are read from memory. Both
 //! give the same entries. `cargo bench -- codebook` measures kernels that use them.
 
-use crate::numeric::{clamp, round};
+use crate::numeric::{Element, clamp, round};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use permuted::{PermutedLevels, PermutedSearch};
 
@@ -25,22 +25,40 @@ pub(crate) trait Search: Clone + Sync {
     fn find<T: Entry>(&self, x: &[f32], inverse: f32, found: &mut [T]);
 }
 
-/// What tables hold, as 32 bits.
-pub(crate) trait Entry: Copy + Default {
+/// What tables hold: numbers of up to 32 bits, that move as float32.
+pub trait Entry: Copy + Default {
+    /// The number with these bits; those beyond its size are dropped.
     fn of_bits(bits: u32) -> Self;
+    /// Its bits.
+    fn bits(self) -> u32;
 }
 
-impl Entry for u8 {
-    #[inline(always)]
-    fn of_bits(bits: u32) -> Self {
-        bits as Self
-    }
+macro_rules! entries {
+    ($($t:ty),*) => {
+        $(impl Entry for $t {
+            #[inline(always)]
+            fn of_bits(bits: u32) -> Self {
+                bits as Self
+            }
+
+            #[inline(always)]
+            fn bits(self) -> u32 {
+                self.into()
+            }
+        })*
+    };
 }
+entries!(u8, u16);
 
 impl Entry for f32 {
     #[inline(always)]
     fn of_bits(bits: u32) -> Self {
         Self::from_bits(bits)
+    }
+
+    #[inline(always)]
+    fn bits(self) -> u32 {
+        self.to_bits()
     }
 }
 
@@ -54,8 +72,8 @@ pub(crate) trait ReloadableSearch: Search {
 pub(crate) trait Levels: Clone + Sync {
     /// Takes other levels.
     fn load(&mut self, levels: &[f32]);
-    /// `level * scale + offset` of each code. Any code is safe, and the level 0 where it has none.
-    fn find(&self, codes: &[u8], scale: f32, offset: f32, found: &mut [f32]);
+    /// `level * scale + offset` of each code, rounded to `E`. Any code is safe, also without a level.
+    fn find<E: Element>(&self, codes: &[u8], scale: f32, offset: f32, found: &mut [E::Repr]);
 }
 
 /// Thresholds in ascending order; behind them NaN, which no number reaches. How many are reached does
@@ -173,9 +191,9 @@ impl Levels for LoadedLevels {
     }
 
     #[inline(always)]
-    fn find(&self, codes: &[u8], scale: f32, offset: f32, found: &mut [f32]) {
+    fn find<E: Element>(&self, codes: &[u8], scale: f32, offset: f32, found: &mut [E::Repr]) {
         for (&code, found) in codes.iter().zip(found) {
-            *found = self.0[usize::from(code)] * scale + offset;
+            *found = E::narrow(self.0[usize::from(code)] * scale + offset);
         }
     }
 }
@@ -190,10 +208,13 @@ mod permuted {
     };
 
     use super::{Entry, FEW_LEVELS, Levels, ReloadableSearch, Search, ascending, padded};
+    use crate::numeric::Element;
     use crate::simd::{Level, reaches};
 
     /// Elements of a vector of AVX2.
     const LANES: usize = 8;
+    /// Two vectors: what is narrowed at once.
+    const SIXTEEN: usize = 2 * LANES;
     type Eight = [f32; LANES];
 
     /// Binary search, in which a permutation picks the threshold of each step. The steps before it
@@ -254,36 +275,46 @@ mod permuted {
         let (inverse, first) = (_mm256_set1_ps(inverse), _mm256_set1_ps(s.first));
         let (second, third, fourth) = (load(&s.second), load(&s.third), load(&s.fourth));
         let (even, odd) = (load(&s.even), load(&s.odd));
-        for_each_eight(x, found, |x: Eight| {
-            let v = _mm256_mul_ps(load(&x), inverse);
-            let reached = |threshold: __m256| _mm256_cmp_ps::<_CMP_GE_OQ>(v, threshold);
-            let then = |place: __m256i, reached: __m256| {
-                _mm256_add_epi32(_mm256_add_epi32(place, place), _mm256_castps_si256(reached))
-            };
-            let place = _mm256_castps_si256(reached(first));
-            let place = then(place, reached(_mm256_permutevar_ps(second, place)));
-            let place = then(place, reached(_mm256_permutevar_ps(third, place)));
-            let last = reached(_mm256_permutevar8x32_ps(fourth, place));
-            let even = _mm256_permutevar8x32_ps(even, place);
-            let odd = _mm256_permutevar8x32_ps(odd, place);
-            store(_mm256_blendv_ps(even, odd, last)).map(|entry| T::of_bits(entry.to_bits()))
+        for_each_sixteen(x, found, |x: &[f32; SIXTEEN]| {
+            two(halves(x).map(|x| {
+                let v = _mm256_mul_ps(load(x), inverse);
+                let reached = |threshold: __m256| _mm256_cmp_ps::<_CMP_GE_OQ>(v, threshold);
+                let then = |place: __m256i, reached: __m256| {
+                    _mm256_add_epi32(_mm256_add_epi32(place, place), _mm256_castps_si256(reached))
+                };
+                let place = _mm256_castps_si256(reached(first));
+                let place = then(place, reached(_mm256_permutevar_ps(second, place)));
+                let place = then(place, reached(_mm256_permutevar_ps(third, place)));
+                let last = reached(_mm256_permutevar8x32_ps(fourth, place));
+                let even = _mm256_permutevar8x32_ps(even, place);
+                let odd = _mm256_permutevar8x32_ps(odd, place);
+                _mm256_blendv_ps(even, odd, last)
+            }))
         });
     }
 
-    /// Applies `f` to eight elements at a time; the last ones have zeros behind them.
+    /// Applies `f` to sixteen elements at a time; the last ones have zeros behind them.
     #[inline(always)]
-    fn for_each_eight<A: Copy + Default, B: Copy>(
+    fn for_each_sixteen<A: Copy + Default, T: Entry>(
         from: &[A],
-        to: &mut [B],
-        f: impl Fn([A; LANES]) -> [B; LANES],
+        to: &mut [T],
+        f: impl Fn(&[A; SIXTEEN]) -> [f32; SIXTEEN],
     ) {
         let ((from, rest), (to, last)) = (from.as_chunks(), to.as_chunks_mut());
         for (from, to) in from.iter().zip(to) {
-            *to = f(*from);
+            *to = f(from).map(|entry| T::of_bits(entry.to_bits()));
         }
         if !rest.is_empty() {
-            last.copy_from_slice(&f(padded(rest))[..rest.len()]);
+            let found = f(&padded(rest));
+            let found = found.iter().map(|entry| T::of_bits(entry.to_bits()));
+            last.iter_mut().zip(found).for_each(|(last, found)| *last = found);
         }
+    }
+
+    #[inline(always)]
+    fn halves<T>(sixteen: &[T; SIXTEEN]) -> [&[T; LANES]; 2] {
+        let halves = sixteen.as_chunks().0;
+        [&halves[0], &halves[1]]
     }
 
     #[target_feature(enable = "avx2")]
@@ -295,11 +326,14 @@ mod permuted {
 
     #[target_feature(enable = "avx2")]
     #[inline]
-    fn store(x: __m256) -> Eight {
-        let mut eight = [0.0; LANES];
-        // SAFETY: eight float32 are written, wherever they lie.
-        unsafe { _mm256_storeu_ps(eight.as_mut_ptr(), x) };
-        eight
+    fn two([low, high]: [__m256; 2]) -> [f32; SIXTEEN] {
+        let mut sixteen = [0.0; SIXTEEN];
+        // SAFETY: twice eight float32 are written, wherever they lie.
+        unsafe {
+            _mm256_storeu_ps(sixteen.as_mut_ptr(), low);
+            _mm256_storeu_ps(sixteen.as_mut_ptr().add(LANES), high);
+        }
+        sixteen
     }
 
     /// Levels in registers.
@@ -320,25 +354,27 @@ mod permuted {
         }
 
         #[inline(always)]
-        fn find(&self, codes: &[u8], scale: f32, offset: f32, found: &mut [f32]) {
-            // As many products as there are levels, and not numbers.
-            let values = self.0.map(|level| level * scale + offset);
+        fn find<E: Element>(&self, codes: &[u8], scale: f32, offset: f32, found: &mut [E::Repr]) {
+            // As many products and roundings as there are levels, and not numbers.
+            let value = |level| f32::from_bits(E::narrow(level * scale + offset).bits());
             // SAFETY: `new` makes none without AVX2.
-            unsafe { find_values(&values, codes, found) }
+            unsafe { find_values(&self.0.map(value), codes, found) }
         }
     }
 
     /// Of each code, the value with the number of its lowest four bits.
     #[target_feature(enable = "avx2")]
-    fn find_values(values: &[f32; FEW_LEVELS], codes: &[u8], found: &mut [f32]) {
-        let halves: &[Eight] = values.as_chunks().0;
-        let (low, high) = (load(&halves[0]), load(&halves[1]));
-        for_each_eight(codes, found, |codes: [u8; LANES]| {
-            let codes = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(codes)));
-            let is_high = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes));
-            let low = _mm256_permutevar8x32_ps(low, codes);
-            let high = _mm256_permutevar8x32_ps(high, codes);
-            store(_mm256_blendv_ps(low, high, is_high))
+    #[inline]
+    fn find_values<T: Entry>(values: &[f32; FEW_LEVELS], codes: &[u8], found: &mut [T]) {
+        let [low, high] = halves(values);
+        for_each_sixteen(codes, found, |codes: &[u8; SIXTEEN]| {
+            two(halves(codes).map(|codes| {
+                let codes = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(*codes)));
+                let is_high = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes));
+                let low = _mm256_permutevar8x32_ps(load(low), codes);
+                let high = _mm256_permutevar8x32_ps(load(high), codes);
+                _mm256_blendv_ps(low, high, is_high)
+            }))
         });
     }
 }

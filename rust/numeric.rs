@@ -28,12 +28,13 @@ use std::ops::{BitOr, BitXor};
 
 use crate::f16c;
 use crate::float_formats::Format;
+use crate::lookup::Entry;
 use crate::x86::Streamable;
 
 /// A floating-point format that arrays come in.
 pub trait Element: Copy + Send + Sync + 'static {
     /// How a number of this format lies in memory.
-    type Repr: Streamable + Send + Sync;
+    type Repr: Streamable + Entry + Send + Sync;
     /// Its bits, as an integer.
     type Bits: Copy + Default + Ord + BitOr<Output = Self::Bits> + BitXor<Output = Self::Bits>;
     /// The sign bit: the pattern of -0.0.
@@ -71,13 +72,6 @@ pub trait Element: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn narrow_all(x: &[f32], narrow: &mut [Self::Repr]) {
         x.iter().zip(narrow).for_each(|(x, narrow)| *narrow = Self::narrow(*x));
-    }
-
-    /// Narrows what `fill` writes, in `room` unless it can go into place.
-    #[inline(always)]
-    fn fill_narrowed(place: &mut [Self::Repr], room: &mut [f32], fill: impl FnOnce(&mut [f32])) {
-        fill(room);
-        Self::narrow_all(room, place);
     }
 }
 
@@ -124,11 +118,6 @@ impl Element for Float32 {
     #[inline(always)]
     fn widened<'a>(x: &'a [f32], _room: &'a mut [f32]) -> &'a [f32] {
         x
-    }
-
-    #[inline(always)]
-    fn fill_narrowed(place: &mut [f32], _room: &mut [f32], fill: impl FnOnce(&mut [f32])) {
-        fill(place);
     }
 }
 

@@ -295,15 +295,3 @@ pub(crate) fn map_narrowed<A: Streamable, E: Element>(
         }
     });
 }
-
-/// As [`map_narrowed`], where `f` takes up to [`STEP`] elements at once.
-#[inline(always)]
-pub(crate) fn map_steps_narrowed<A: Streamable, E: Element>(
-    from: &[A],
-    to: &mut [E::Repr],
-    f: impl Fn(&[A], &mut [f32]),
-) {
-    for (from, to) in from.chunks(STEP).zip(to.chunks_mut(STEP)) {
-        E::fill_narrowed(to, &mut [0.0; STEP][..from.len()], |to| f(from, to));
-    }
-}
