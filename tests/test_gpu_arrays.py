@@ -30,6 +30,9 @@ INTS = (
 )
 FLOAT_SCHEMES = ("bf16", "e4m3", "f16-strict", "e4m3-axis1", "e2m1-g16-bf16", "e2m1-axis-1",
                  "nvfp4", "mxfp4", "mxfp8")  # fmt: skip
+CODEBOOKS = ("nf4-g16", "nf4-g32-f16", "fp4-g7-bf16-ragged", "nf4-g16-dq")
+LEARNED = ("kmeans4", "kmeans2-axis0", "kmeans3-axis1-f32", "kmeans2-g16-bf16",
+           "kmeans2-axis0-sparse0.05", "learned4-g16-s6")  # fmt: skip
 
 
 @cache
@@ -57,7 +60,7 @@ def on_device(qt: qrs.QTensor) -> bool:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("scheme", [*INTS, *FLOAT_SCHEMES])
+@pytest.mark.parametrize("scheme", [*INTS, *FLOAT_SCHEMES, *CODEBOOKS])
 def test_the_same_bytes_as_numpy(scheme: str, dtype: str) -> None:
     x = weights(12, 64, dtype=dtype)
     there = fake_cupy.asarray(x)
@@ -98,6 +101,29 @@ def test_parameters_known_beforehand(scheme: str) -> None:
     bad[(0,) * bad.ndim] = np.nan
     with pytest.raises(qrs.ArgValueError, match="scale: nan at"):
         qrs.quantize(there, scheme, **{**parameters, "scale": fake_cupy.asarray(bad)})
+
+
+@pytest.mark.parametrize("scheme", ["int4-g16-full-f16", "int8-axis1", "nf4-g16", "nf4-g16-dq"])
+def test_the_scale_search_gives_the_same_bytes(scheme: str) -> None:
+    x, w = weights(12, 64), np.abs(weights(12, 64, seed=3))
+    for weight in (None, w):
+        expected = qrs.quantize(x, scheme, solver="lsq", weights=weight)
+        given = None if weight is None else fake_cupy.asarray(weight)
+        there = qrs.quantize(fake_cupy.asarray(x), scheme, solver="lsq", weights=given)
+        assert on_device(there) and there == expected
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("scheme", LEARNED)
+def test_learned_tables_decode_there_and_are_not_learned_there(scheme: str, dtype: str) -> None:
+    expected = qrs.quantize(weights(12, 64), scheme)
+    there = expected.to("cupy")
+    assert on_device(there) and there == expected
+    assert there.dequantize(dtype).get().tobytes() == expected.dequantize(dtype).tobytes()
+    assert there.codebook.get().tobytes() == expected.codebook.tobytes()
+    assert there[2:5].dequantize().get().tobytes() == expected[2:5].dequantize().tobytes()
+    with pytest.raises(qrs.DeviceError, match="on a GPU"):
+        qrs.quantize(fake_cupy.asarray(weights(12, 64)), scheme)
 
 
 @pytest.mark.parametrize("scheme", ["int8-axis0", "int4-g32", "nvfp4", "e4m3-axis1"])
@@ -144,7 +170,7 @@ def test_U05_arrays_without_elements(scheme: str, shape: tuple[int, ...]) -> Non
     assert qrs.fake_quantize(fake_cupy.empty(shape, np.float32), scheme).shape == shape
 
 
-@pytest.mark.parametrize("scheme", [*INTS, *FLOAT_SCHEMES])
+@pytest.mark.parametrize("scheme", [*INTS, *FLOAT_SCHEMES, *CODEBOOKS])
 def test_A04_errors_are_those_of_numpy(scheme: str) -> None:
     x = weights(8, 63 if "g7" in scheme else 64)
     x[3, 17], x[5, 2] = np.nan, np.inf

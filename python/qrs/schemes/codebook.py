@@ -27,7 +27,7 @@ from .layout import layout_of, unpacked_bits
 Float32 = NDArray[np.float32]
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Codebook(Scheme, family="codebook"):
     """Indices of 2 to 8 bits into a table of levels.
 
@@ -119,6 +119,9 @@ class Codebook(Scheme, family="codebook"):
 
     def __str__(self) -> str:
         return codebook_names.spelled(self)
+
+    def __repr__(self) -> str:
+        return f"Codebook({self})"  # and not all the levels
 
     @classmethod
     def parse(cls, text: str) -> Codebook | None:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from .. import codebooks
 from ..backends.reference import Reference
-from ..errors import bad
+from ..devices import is_cupy
+from ..errors import DeviceError, bad
 from . import scales
 from .base import Array
 from .layout import Layout
@@ -31,6 +32,14 @@ LAST_ROUNDS = 2
 """Turns with all values, and the scales as they will be stored."""
 FEW_FACTORS = np.linspace(0.6, 1.35, 6, dtype=np.float32)
 """Starts of the scale search while the table still moves; the last search has all."""
+
+
+def check(scheme: Codebook, x: Array) -> None:
+    """Tables are learned on the host."""
+    if is_cupy(x):
+        expected = "an array on the host: qrs.quantize(x.get(), scheme).to('cupy')"
+        found = f"got one on a GPU for {scheme}, whose tables are learned on the host"
+        raise bad("x", found, "cupy", expected, DeviceError)
 
 
 def learned(

@@ -68,6 +68,7 @@ def quantize(
     parts: dict[str, Any] = {}
     rows = scheme.granularity.to_rows(x)
     if scheme.is_learned:
+        codebook_learning.check(scheme, x)
         backend.group_range(rows, layout.group_size)  # a fault where a value is not finite
     outliers = sparse.Outliers.of(x, scheme.outlier_fraction) if scheme.outlier_fraction else None
     if scheme.centered:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends.reference import Reference
-from ..devices import library_of
+from ..devices import library_of, moved
 from . import scales
 from .checks import refuse_first
 
@@ -107,12 +107,12 @@ class Outliers:
 
 def add_to(x_hat: Any, parts: dict[str, Any], dtype: str, backend: Reference) -> None:
     """Add the stored differences to decoded values, in place."""
-    values, columns, indptr = (parts[name] for name in PARTS)
-    xp = library_of(x_hat)
-    count = len(values) // max(len(indptr) - 1, 1)
-    rows = xp.repeat(xp.arange(len(indptr) - 1), count)
-    flat = x_hat.reshape(rows_of(x_hat.shape))
-    flat[rows, columns] += scales.decoded(values, dtype, backend)
+    values, columns, _ = (parts[name] for name in PARTS)
+    count, cols = rows_of(x_hat.shape)
+    rows = moved(np.arange(count)[:, None], library_of(x_hat).__name__)
+    each = columns.reshape(count, -1)
+    flat = x_hat.reshape(count, cols)
+    flat[rows, each] += scales.decoded(values, dtype, backend).reshape(each.shape)
 
 
 def select(parts: dict[str, Any], shape: Shape, index: Any) -> dict[str, Any]:

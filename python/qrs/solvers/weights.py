@@ -8,23 +8,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import as_input, as_kernel_float, first_index
-from ..devices import library_of, moved
+from ..devices import library_of, moved, on_host
 from ..errors import bad
 
 
 def checked_weights(weights: Any, x: Any) -> NDArray[np.float32]:
-    """`weights=` for an array `x`: finite float32 of 0 or more, in its shape, where it is."""
-    array = as_kernel_float(as_input(weights, "weights", min_ndim=0), "weights")
-    xp = library_of(array)
-    wrong = ~xp.isfinite(array) | (array < 0)
+    """`weights=` for an array `x`: finite float32 of 0 or more, in its shape, where it is.
+
+    They are looked at on the host.
+    """
+    array = as_kernel_float(on_host(as_input(weights, "weights", min_ndim=0)), "weights")
+    wrong = ~np.isfinite(array) | (array < 0)
     if wrong.any():
-        at, where = first_index(wrong.get() if hasattr(wrong, "get") else wrong)
+        at, where = first_index(wrong)
         found = f"{float(array[at])}{where}"
         raise bad("weights", found, float(array[at]), "finite numbers of 0 or more")
     try:
-        wide = xp.broadcast_to(array.astype(np.float32, copy=False), x.shape)
+        wide = np.broadcast_to(array.astype(np.float32, copy=False), x.shape)
     except ValueError:
         expected = f"a shape that broadcasts to {x.shape}"
         raise bad("weights", f"got shape {array.shape}", array.shape, expected) from None
-    result: NDArray[np.float32] = moved(xp.ascontiguousarray(wide), library_of(x).__name__)
+    result: NDArray[np.float32] = moved(np.ascontiguousarray(wide), library_of(x).__name__)
     return result
