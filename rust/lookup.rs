@@ -3,7 +3,7 @@
 //!
 //! Tables of up to sixteen entries fit into registers, where permutations look up eight numbers at
 //! once; the compiler makes none of those of scalar code. Larger tables are read from memory. Both
-//! give the same entries. `cargo bench -- codebook` measures kernels that use them.
+//! give the same entries. `cargo bench -- nf4` measures kernels that use them.
 
 use crate::numeric::{Element, clamp, round};
 #[cfg(target_arch = "x86_64")]

@@ -2,7 +2,7 @@
 the others.
 
 The expected bits come from `Reference`, itself tested against numbers computed by hand in
-test_reference_codebooks.py.
+test_codebooks.py.
 """
 
 from functools import cache
