@@ -8,15 +8,13 @@
 
 use crate::rows::for_each_job;
 use crate::simd::{self, multiversion};
+use crate::sums;
 
 /// Points side by side: two vectors of AVX-512, four of AVX2.
 const LANES: usize = 32;
 
 /// Points of a block of a sum.
 pub const BLOCK: usize = 1 << 14;
-
-/// Sums side by side within a block of potentials.
-const SUM_LANES: usize = 16;
 
 /// Numbers that go through midpoints together: they stay in the first-level cache.
 const TILE: usize = 1024;
@@ -225,7 +223,7 @@ multiversion! {
         potentials: &mut [f64],
     ) {
         let mut tile = vec![[0.0; LANES]; d];
-        let mut sums = vec![[0.0; SUM_LANES]; potentials.len()];
+        let mut sums = vec![[0.0; sums::LANES]; potentials.len()];
         for (index, x) in x.chunks(LANES * d).enumerate() {
             transpose(x, &mut tile);
             let (start, points) = (index * LANES, x.len() / d);
@@ -248,7 +246,7 @@ multiversion! {
                 }
             }
         }
-        potentials.iter_mut().zip(&sums).for_each(|(potential, sums)| *potential = fold(*sums));
+        potentials.iter_mut().zip(&sums).for_each(|(potential, sums)| *potential = sums::fold(*sums));
     }
 }
 
@@ -275,11 +273,11 @@ fn squared_distances(tile: &[[f32; LANES]], center: &[f32]) -> [f32; LANES] {
 
 #[inline(always)]
 fn add_products(
-    sums: &mut [f64; SUM_LANES],
-    squares: &[f32; SUM_LANES],
-    weights: &[f32; SUM_LANES],
+    sums: &mut [f64; sums::LANES],
+    squares: &[f32; sums::LANES],
+    weights: &[f32; sums::LANES],
 ) {
-    for lane in 0..SUM_LANES {
+    for lane in 0..sums::LANES {
         sums[lane] += f64::from(weights[lane]) * f64::from(squares[lane]);
     }
 }
@@ -326,17 +324,4 @@ fn sum_points(
         sums.iter_mut().zip(point).for_each(|(sum, x)| *sum += weight * f64::from(*x));
         totals[cluster] += weight;
     }
-}
-
-/// The lanes as rule 6 folds them: (l, l + 8), (l, l + 4), (l, l + 2), (l, l + 1).
-#[inline(always)]
-fn fold(mut lanes: [f64; SUM_LANES]) -> f64 {
-    let mut half = SUM_LANES / 2;
-    while half > 0 {
-        for lane in 0..half {
-            lanes[lane] += lanes[lane + half];
-        }
-        half /= 2;
-    }
-    lanes[0]
 }

@@ -9,7 +9,7 @@
 //! the result is of no use: their callers check.
 
 pub mod affine;
-pub mod codebook;
+pub mod codebooks;
 pub mod error;
 pub(crate) mod f16c;
 pub mod float_formats;

@@ -5,11 +5,11 @@
 //! while a kernel runs.
 
 mod arrays;
-mod codebook;
+mod codebooks;
 mod errors;
 mod floats;
 mod kmeans;
-mod lloyd;
+mod kmeans_1d;
 mod params;
 
 use numpy::PyArrayDescrMethods;
@@ -33,7 +33,7 @@ use params::{
 #[pymodule]
 mod _qrs {
     #[pymodule_export]
-    use super::codebook::{
+    use super::codebooks::{
         center_scales, choose_scale_codebook, choose_scale_lsq, dequantize_codebook,
         dequantize_codebook_packed, quantize_codebook, quantize_codebook_packed,
     };
@@ -43,9 +43,9 @@ mod _qrs {
         dequantize_float_packed, encode_float, quantize_float, quantize_float_packed,
     };
     #[pymodule_export]
-    use super::kmeans::kmeans_1d;
+    use super::kmeans::{kmeans_assign, kmeans_potentials, kmeans_update};
     #[pymodule_export]
-    use super::lloyd::{kmeans_assign, kmeans_potentials, kmeans_update};
+    use super::kmeans_1d::kmeans_1d;
     use super::{PyModule, PyResult, Python, environment};
     #[pymodule_export]
     use super::{

@@ -1,6 +1,6 @@
 //! The codebook kernels: nearest levels, levels by code, and the scale search.
 
-use qrs::codebook::{Books, Reach, dequantize_codebook_packed, quantize_codebook_packed};
+use qrs::codebooks::{Books, Reach, dequantize_codebook_packed, quantize_codebook_packed};
 use qrs::grid::{Grid, packed_len};
 use qrs::numeric::{BFloat16, Element, Float32};
 use qrs::qparams::{ScaleDtype, Scales};

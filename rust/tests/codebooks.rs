@@ -1,7 +1,7 @@
 //! The codebook kernels and the scale search against one number at a time.
 
 use super::{at_every_level, nasty, oracle};
-use crate::codebook::{
+use crate::codebooks::{
     Books, Reach, center_scales, choose_scale_codebook, dequantize_codebook_packed,
     quantize_codebook_packed,
 };

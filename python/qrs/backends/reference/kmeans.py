@@ -10,12 +10,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import Float32, Float64
+from .arrays import Float32, Float64, lane_sums
 from .kmeans_1d import Kmeans1dOperations
 
 BLOCK = 1 << 14
 """Points of a block of a sum."""
-SUM_LANES = 16
 _PAIRS = 1 << 20  # of a point and a center that are looked at at a time: memory, and no result
 
 Labels = NDArray[np.int32]
@@ -117,10 +116,5 @@ class KmeansOperations(Kmeans1dOperations):
             summands[:n] = np.minimum(squares, closest)
             if weights is not None:
                 summands[:n] *= weights
-            lanes = np.zeros((blocks, SUM_LANES))
-            for step in summands.reshape(blocks, -1, SUM_LANES).transpose(1, 0, 2):
-                lanes += step
-            for half in (8, 4, 2, 1):
-                lanes = lanes[:, :half] + lanes[:, half:]
-            potentials[index] = lanes[:, 0]
+            potentials[index] = lane_sums(summands.reshape(blocks, BLOCK))
         return potentials

@@ -7,7 +7,7 @@ use super::Object;
 use super::arrays::{Array, finished, input, optional_input, output, shape_of, slice, slice_mut};
 use super::errors::{ArgValueError, compute};
 use super::params::{ScaleArray, bits_of, grid_of, groups, scale_dtype_of, with_dtype};
-use crate::codebook::{self, Books, MOST_LEVELS, Reach};
+use crate::codebooks::{self, Books, MOST_LEVELS, Reach};
 use crate::grid::{Grid, packed_len};
 use crate::scale_search::{self, Problem};
 
@@ -92,7 +92,7 @@ pub fn choose_scale_codebook(
     let (lo, hi) = (input("lo", lo, None)?, input("hi", hi, Some(shape))?);
     let mut out = output(py, None, shape)?;
     let (lo, hi, scale) = (slice(&lo), slice(&hi), slice_mut(&mut out));
-    compute(py, || codebook::choose_scale_codebook(lo, hi, reach, scale))?;
+    compute(py, || codebooks::choose_scale_codebook(lo, hi, reach, scale))?;
     Ok(finished(&out))
 }
 
@@ -122,7 +122,7 @@ pub fn quantize_codebook(
         let mut out = output(py, out, shape)?;
         let (x, scale, q) = (slice(&x), scale.as_ref().map(slice), slice_mut(&mut out));
         let (thresholds, codes) = thresholds.slices();
-        compute(py, || codebook::quantize_codebook::<E>(x, grid, scale, thresholds, codes, q))?;
+        compute(py, || codebooks::quantize_codebook::<E>(x, grid, scale, thresholds, codes, q))?;
         Ok(finished(&out))
     })
 }
@@ -149,7 +149,7 @@ pub fn center_scales(py: Python<'_>, scale: &Array<'_>) -> PyResult<(Object, Obj
     let scale = input("scale", scale, None)?;
     let (mut mean, mut out) = (output(py, None, (1, 1))?, output(py, None, shape)?);
     let (scale, centered) = (slice(&scale), slice_mut(&mut out));
-    let found = compute(py, || Ok(codebook::center_scales(scale, centered)))?;
+    let found = compute(py, || Ok(codebooks::center_scales(scale, centered)))?;
     slice_mut(&mut mean).fill(found);
     Ok((finished(&mean), finished(&out)))
 }
@@ -218,7 +218,7 @@ pub fn quantize_codebook_packed(
         let (x, scales_now, packed) = (slice(&x), scales.slices(), slice_mut(&mut out));
         let (thresholds, codes) = thresholds.slices();
         compute(py, || {
-            codebook::quantize_codebook_packed::<E>(
+            codebooks::quantize_codebook_packed::<E>(
                 x, grid, bits, scales_now, thresholds, codes, packed,
             )
         })?;
@@ -253,7 +253,7 @@ pub fn dequantize_codebook_packed(
         let (packed, scale) = (slice(&packed), scale.as_ref().map(slice));
         let (levels, x_hat) = (books(&book), slice_mut(&mut out));
         compute(py, || {
-            codebook::dequantize_codebook_packed::<E>(
+            codebooks::dequantize_codebook_packed::<E>(
                 packed, grid, bits, scale, offset, levels, x_hat,
             )
         })?;
