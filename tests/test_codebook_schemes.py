@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 import qrs
 from nasty import FLOATS, layouts
 from qrs import codebooks
-from qrs.schemes import from_dict, parse
+from qrs.schemes import codebook_learning, from_dict, parse
 from strategies import arrays, codebook_schemes, granularities
 
 FIXED = ("nf4-g16", "nf4-g16-f16", "fp4-g8-bf16-ragged", "nf4-g16-dq", "fp4-g32-dq")
@@ -206,6 +206,18 @@ def test_learned_tables_beat_fixed_ones(scale_bits):
     table = learned.codebook
     assert (np.diff(table) >= 0).all() and np.abs(table).max() == 1
     assert (learned.scale < 0).any()
+
+
+def test_tables_may_be_learned_from_a_part(monkeypatch, backend):
+    """Of large tensors every so many groups; the result is nearly as good."""
+    x = weights(32, 1024)
+    scheme = qrs.LearnedCodebook(4, 32, 8)
+    whole = qrs.quantize(x, scheme, backend=backend)
+    monkeypatch.setattr(codebook_learning, "SAMPLE", x.size // 7)
+    part = qrs.quantize(x, scheme, weights=np.ones(1024), backend=backend)
+    assert part != whole
+    error = [qrs.metrics.mse(x, qt.dequantize()) for qt in (whole, part)]
+    assert error[1] < 1.05 * error[0]
 
 
 # ---- Arrays --------------------------------------------------------------------------------------

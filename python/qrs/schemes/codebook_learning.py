@@ -106,9 +106,7 @@ class Learner:
 
     def learn(self, scale: Float32 | None) -> tuple[Float32, Float32]:
         """The table (1, k), rounded, and scales (n, 1), those given or the best."""
-        x, weights = self.x[:: self.step], self.weights
-        weights = None if weights is None else weights[:: self.step]
-        given = None if scale is None else scale[:: self.step]
+        x, weights, given = map(self.sampled, (self.x, self.weights, scale))
         table = self.first(x, weights)
         for _ in range(ROUNDS):
             found = self.searched(x, weights, table, FEW_FACTORS) if given is None else given
@@ -123,6 +121,10 @@ class Learner:
         if scale is None:
             scale = self.searched(self.x, self.weights, table, codebooks.LSQ_FACTORS)
         return table, scale
+
+    def sampled(self, groups: Any) -> Any:
+        """Every so many rows of one for each group, if there are any."""
+        return None if groups is None else np.ascontiguousarray(groups[:: self.step])
 
     def first(self, x: Float32, weights: Float32 | None) -> Float32:
         """k-means of the values over the one of largest magnitude in their group."""
