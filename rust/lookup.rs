@@ -5,7 +5,7 @@
 //! once; the compiler makes none of those of scalar code. Larger tables are read from memory. Both
 //! give the same entries. `cargo bench -- nf4` measures kernels that use them.
 
-use crate::numeric::{Element, clamp, round};
+use crate::numeric::{Element, Entry, clamp, round};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use permuted::{PermutedLevels, PermutedSearch};
 
@@ -23,43 +23,6 @@ const FEW_LEVELS: usize = 16;
 pub(crate) trait Search: Clone + Sync {
     /// The entries that belong to `x * inverse`, none of which is NaN.
     fn find<T: Entry>(&self, x: &[f32], inverse: f32, found: &mut [T]);
-}
-
-/// What tables hold: numbers of up to 32 bits, that move as float32.
-pub trait Entry: Copy + Default {
-    /// The number with these bits; those beyond its size are dropped.
-    fn of_bits(bits: u32) -> Self;
-    /// Its bits.
-    fn bits(self) -> u32;
-}
-
-macro_rules! entries {
-    ($($t:ty),*) => {
-        $(impl Entry for $t {
-            #[inline(always)]
-            fn of_bits(bits: u32) -> Self {
-                bits as Self
-            }
-
-            #[inline(always)]
-            fn bits(self) -> u32 {
-                self.into()
-            }
-        })*
-    };
-}
-entries!(u8, u16);
-
-impl Entry for f32 {
-    #[inline(always)]
-    fn of_bits(bits: u32) -> Self {
-        Self::from_bits(bits)
-    }
-
-    #[inline(always)]
-    fn bits(self) -> u32 {
-        self.to_bits()
-    }
 }
 
 /// A search that goes from one book to the next.

@@ -28,8 +28,44 @@ use std::ops::{BitOr, BitXor};
 
 use crate::f16c;
 use crate::float_formats::Format;
-use crate::lookup::Entry;
 use crate::x86::Streamable;
+
+/// Numbers of up to 32 bits: what tables hold, and arrays.
+pub trait Entry: Copy + Default {
+    /// The number with these bits; those beyond its size are dropped.
+    fn of_bits(bits: u32) -> Self;
+    /// Its bits.
+    fn bits(self) -> u32;
+}
+
+macro_rules! entries {
+    ($($t:ty),*) => {
+        $(impl Entry for $t {
+            #[inline(always)]
+            fn of_bits(bits: u32) -> Self {
+                bits as Self
+            }
+
+            #[inline(always)]
+            fn bits(self) -> u32 {
+                self.into()
+            }
+        })*
+    };
+}
+entries!(u8, u16);
+
+impl Entry for f32 {
+    #[inline(always)]
+    fn of_bits(bits: u32) -> Self {
+        Self::from_bits(bits)
+    }
+
+    #[inline(always)]
+    fn bits(self) -> u32 {
+        self.to_bits()
+    }
+}
 
 /// A floating-point format that arrays come in.
 pub trait Element: Copy + Send + Sync + 'static {
