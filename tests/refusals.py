@@ -11,6 +11,7 @@ CALLS = {
     "fake_quantize": lambda x, scheme, **options: qrs.fake_quantize(x, scheme, **options),
 }
 SCHEMES = ("int8", "uint8-axis0", "int4-axis-1", "uint4-g16-ragged", "int3-g7-bf16-ragged")
+CODEBOOKS = ("nf4-g64-ragged", "fp4-g7-bf16-ragged", "nf4-g16-dq-ragged")
 every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 every_dtype = pytest.mark.parametrize("dtype", FLOATS)
 

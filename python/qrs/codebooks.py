@@ -95,8 +95,9 @@ def thresholds(levels: Float32, codes: NDArray[np.integer] | None = None) -> Flo
     lower = levels[..., :-1]
     upper = _next_distinct(levels)
     # The sum of two float32 is exact here, unless one is negligible; it cannot overflow either.
-    middle = ((lower.astype(np.float64) + upper) / 2).astype(np.float32)
-    beyond = np.nextafter(middle, np.float32(np.inf))
+    with np.errstate(under="ignore", invalid="ignore"):
+        middle = ((lower.astype(np.float64) + upper) / 2).astype(np.float32)
+    beyond = _next_float(middle)
     if codes is None:
         return beyond
     lowest = codes[np.searchsorted(levels, lower)]  # codes of equal levels ascend
@@ -115,7 +116,7 @@ def half_even_thresholds(qmin: int, qmax: int) -> Float32:
     """
     lower = np.arange(qmin, qmax)
     middle = lower.astype(np.float32) + np.float32(0.5)
-    return np.where(lower % 2, middle, np.nextafter(middle, np.float32(np.inf)))
+    return np.where(lower % 2, middle, _next_float(middle))
 
 
 @lru_cache(maxsize=64)
@@ -134,12 +135,18 @@ def ranked(table: tuple[float, ...]) -> tuple[Float32, Float32, NDArray[np.uint8
     codes = np.argsort(values, kind="stable")
     levels = values[codes]
     if table == FP4:
-        middle = (levels[:-1] + levels[1:]) / 2
-        limits = np.nextafter(middle, np.float32(np.inf))
+        middle: Float32 = (levels[:-1] + levels[1:]) * np.float32(0.5)
+        limits = _next_float(middle)
     else:
         limits = thresholds(levels, codes)
     identity = bool(np.array_equal(codes, np.arange(len(codes))))
     return levels, limits, None if identity else codes.astype(np.uint8)
+
+
+def _next_float(x: Float32) -> Float32:
+    """The next float32 above each number."""
+    with np.errstate(under="ignore"):  # numpy says so of subnormal results
+        return np.nextafter(x, np.float32(np.inf))
 
 
 def _next_distinct(levels: Float32) -> Float32:

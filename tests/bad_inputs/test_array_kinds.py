@@ -6,14 +6,14 @@ import pytest
 
 import qrs
 from nasty import layouts, misaligned, same_bits
-from refusals import CALLS, SCHEMES, every_call, every_dtype, noise, refused
+from refusals import CALLS, CODEBOOKS, SCHEMES, every_call, every_dtype, noise, refused
 
 X = noise(4, 64)
 QT = qrs.quantize(X, "int4-g16")
 
 
 @every_dtype
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", [*SCHEMES, *CODEBOOKS])
 def test_A17_every_stride_pattern(dtype, scheme, level):
     for x in (noise(5, 67, dtype=dtype), noise(3, 4, 33, dtype=dtype), noise(129, dtype=dtype)):
         qt, x_hat = qrs.quantize(x, scheme), qrs.fake_quantize(x, scheme)

@@ -11,7 +11,7 @@ import pytest
 
 import qrs
 from nasty import FLOATS, nasty, same_bits
-from refusals import CALLS, SCHEMES, every_call, every_dtype, noise, refused
+from refusals import CALLS, CODEBOOKS, SCHEMES, every_call, every_dtype, noise, refused
 
 F32_MAX = float(np.finfo(np.float32).max)
 LEAST = 2.0**-149
@@ -82,7 +82,8 @@ def test_A05_every_kind_of_nan(dtype, pattern, level):
     x.view(np.uint32 if dtype == "float32" else np.uint16)[1, 33] = pattern
     with np.errstate(all="raise"):
         for call in CALLS.values():
-            assert "1 non-finite value, first nan at (1, 33)" in refused(call, x, "int8-axis0")
+            for scheme in ("int8-axis0", *CODEBOOKS):
+                assert "1 non-finite value, first nan at (1, 33)" in refused(call, x, scheme)
     assert x.view(np.uint32 if dtype == "float32" else np.uint16)[1, 33] == pattern
 
 
@@ -247,5 +248,5 @@ def test_A00_every_nasty_array_through_the_api(name, backend):
         except qrs.ArgValueError as error:
             return str(error)
 
-    for scheme in SCHEMES:
+    for scheme in (*SCHEMES, *CODEBOOKS):
         assert outcome(scheme, backend) == outcome(scheme, "reference")
