@@ -39,7 +39,7 @@ test: $(VENV)/.test ## Run every test: cargo test, then pytest with the docstrin
 	$(SAY) 'Rust tests'
 	@cargo test --locked
 	$(SAY) 'Python tests'
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: lint
 lint: lint-rust lint-python ## Check formats, clippy, ruff, mypy --strict, and the extension's stub

@@ -36,18 +36,11 @@ class BitsAndBytes(libraries.BitsAndBytes):
     def dequantize_nf4(self) -> list[Contender]:
         functional = self.functional
         packed, state = functional.quantize_4bit(self.x, blocksize=NF4_GROUP, quant_type="nf4")
-        out = functional.dequantize_4bit(packed, state)
 
         def run() -> Any:
             return functional.dequantize_4bit(packed, state)
 
-        def run_into() -> Any:
-            return functional.dequantize_4bit(packed, state, out=out)
-
-        return [
-            Contender("dequantize_4bit", run, lambda x: x.numpy()),
-            Contender("dequantize_4bit, out=", run_into, lambda x: x.numpy(), in_place=True),
-        ]
+        return [Contender("dequantize_4bit", run, lambda x: x.numpy())]
 
 
 class OnnxRuntime(ort.OnnxRuntime):

@@ -106,7 +106,9 @@ def test_names_that_are_none(call, name):
 
 
 @every_call
-@pytest.mark.parametrize("name", [1, b"rust", Reference, Reference(), ["rust"]], ids=str)
+@pytest.mark.parametrize(
+    "name", [1, b"rust", Reference, Reference(), ["rust"]], ids=lambda name: type(name).__name__
+)
 def test_names_are_strings(call, name):
     with pytest.raises(qrs.ArgTypeError, match=r"backend: got .* expected a string"):
         call(name)

@@ -91,7 +91,9 @@ def test_P03_dtypes_of_scales(dtype):
     assert "float32, float16, bfloat16, float64" in message
 
 
-@pytest.mark.parametrize("scale", ["text", {}, object(), [[1.0], [1.0, 2.0]]], ids=repr)
+@pytest.mark.parametrize(
+    "scale", ["text", {}, object(), [[1.0], [1.0, 2.0]]], ids=lambda scale: type(scale).__name__
+)
 def test_P03_scales_that_are_no_arrays(scale):
     refused(qrs.quantize, X, "int8-axis0", scale=scale, error=qrs.ArgTypeError, arg="scale")
 
