@@ -229,5 +229,5 @@ def test_inputs_are_not_changed():
 
 
 def test_the_solver_must_be_known():
-    with pytest.raises(qrs.ArgValueError, match="solver: got 'lsq', expected one of: minmax"):
-        qrs.quantize([1.0], "int8", solver="lsq")
+    with pytest.raises(qrs.ArgValueError, match="solver: got 'best', expected one of: minmax, lsq"):
+        qrs.quantize([1.0], "int8", solver="best")

@@ -50,6 +50,7 @@ def test_schemes_are_values(scheme):
         ("kmeans4", qrs.Codebook(16, scale_dtype=None)),
         ("kmeans3-axis-1-f32", qrs.KMeans(3, axis=-1, book_dtype="float32")),
         ("kmeans2-g128-ragged", qrs.KMeans(2, group_size=128, ragged=True)),
+        ("kmeans4-sparse0.123456789", qrs.KMeans(4, outlier_fraction=0.123456789)),
         ("kmeans4-axis0-sparse0.0045", qrs.KMeans(4, axis=0, outlier_fraction=0.0045)),
         ("learned4-g32-s6", qrs.LearnedCodebook()),
         ("learned4-g32-s16", qrs.Codebook(16, group_size=32, scale_dtype="float16")),
@@ -360,6 +361,20 @@ def test_A10_A11_overflow(backend):
     with pytest.raises(qrs.ArgValueError, match=r"extreme codes of group \(3, 0\)"):
         scheme = qrs.Codebook((-2.0, 0.0, 0.5, 1.0), group_size=32)
         qrs.quantize(x, scheme, backend=backend)
+
+
+def test_tables_of_numbers_too_small_are_counted(backend):
+    x = weights(4, 64)
+    x[1:3] *= 1e-8
+    assert qrs.quantize(x, "kmeans2-axis0", backend=backend).info == {"subnormal_tables": 2}
+    assert qrs.quantize(x, "kmeans2-axis0-f32", backend=backend).info == {"subnormal_tables": 0}
+
+
+@pytest.mark.parametrize("factor", [1e8, 3e37])
+def test_learned_scales_that_overflow(factor, backend):
+    x = (weights(8, 64) * np.float64(factor)).astype(np.float32)
+    with pytest.raises(qrs.ArgValueError, match=r"float16 overflows in group \(0, 0\)"):
+        qrs.quantize(x, "learned2-g32-s16", backend=backend)
 
 
 @pytest.mark.parametrize("scheme", ALL)

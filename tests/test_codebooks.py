@@ -40,8 +40,18 @@ def test_thresholds_ascend_and_levels_are_their_own_nearest(table):
     known = limits[~np.isnan(limits)]
     assert (np.diff(known) >= 0).all() and np.isnan(limits[len(known) :]).all()
     for level in levels:
-        found = levels[int(np.sum(level >= limits))]
-        assert abs(found - level) <= np.spacing(abs(level)), "neighbours in float32 may tie"
+        assert levels[int(np.sum(level >= limits))] == level
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("start", [0x00000000, 0x3F800000, 0x3F800001, 0x7F7FFFF0])
+def test_neighbours_in_float32_are_levels_of_their_own(start, order):
+    """The middle of two of them is one of them."""
+    table = np.arange(start, start + 4, dtype=np.uint32).view(np.float32)[::order]
+    levels, limits, codes = codebooks.ranked(tuple(table.tolist()))
+    for code, level in enumerate(table):
+        rank = int(np.sum(level >= limits))
+        assert levels[rank] == level and (rank if codes is None else codes[rank]) == code
 
 
 def test_thresholds_of_many_tables_at_once():

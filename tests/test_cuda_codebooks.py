@@ -179,7 +179,7 @@ def test_around_every_threshold(kind, there, monkeypatch):
         scales = np.full((1, -(-x.size // 16)), scale)
         some.append(("quantize_codebook", (x * scale, 16, scales, limits, codes)))
     found = reference_call("quantize_codebook", *some[0][1])[0]
-    assert np.unique(found).size == np.unique(levels).size
+    assert np.unique(found).size == np.unique(reached).size + 1
     assert not differing(machine(there), some, monkeypatch)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from codebook_calls import BOOK_ARGUMENTS, BOOK_RULES, BookCase
 from cuda_machines import GPU, differing, machine, reference_call
 from kernel_calls import ARGUMENTS, RULES, Case
 from kmeans_calls import KMEANS_ARGUMENTS
@@ -37,6 +38,11 @@ def calls_of_all(x: np.ndarray) -> list[Call]:
             ("quantize_float_packed", (x, group_size, format, "e8m0")),
             ("dequantize_float_packed", (packed, cols, group_size, format, scale, dtype)),
         ]
+    for rule, group_size in (("nf4", 64), ("fp4", 7), ("learned-40-rows", 512), ("nf4", 1)):
+        book = BookCase(x, group_size, BOOK_RULES[rule])
+        # The search over single values would take as long as all the others.
+        ops = BOOK_ARGUMENTS if group_size > 1 else ["center_scales"]
+        calls += [(op, book.arguments(op)) for op in ops]
     return calls
 
 

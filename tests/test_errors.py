@@ -26,7 +26,7 @@ BUILTIN = {
 FAILING = {
     "scheme": ("int17q", lambda: qrs.quantize(X, "int17q")),
     "scheme type": (3, lambda: qrs.quantize(X, 3)),
-    "solver": ("lsq", lambda: qrs.quantize(X, "int8", solver="lsq")),
+    "solver": ("nearest", lambda: qrs.quantize(X, "int8", solver="nearest")),
     "backend": ("numpy", lambda: qrs.quantize(X, "int8", backend="numpy")),
     "backend type": (1, lambda: qrs.quantize(X, "int8", backend=1)),
     "bits": (9, lambda: qrs.Int(9)),

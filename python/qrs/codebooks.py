@@ -97,14 +97,13 @@ def thresholds(levels: Float32, codes: NDArray[np.integer] | None = None) -> Flo
     # The sum of two float32 is exact here, unless one is negligible; it cannot overflow either.
     with np.errstate(under="ignore", invalid="ignore"):
         middle = ((lower.astype(np.float64) + upper) / 2).astype(np.float32)
-    beyond = _next_float(middle)
+    # Of neighbours in float32 the middle is one of them; each is its own nearest nevertheless.
+    beyond = np.minimum(_next_float(middle), upper)
     if codes is None:
         return beyond
     lowest = codes[np.searchsorted(levels, lower)]  # codes of equal levels ascend
     following = np.searchsorted(levels, lower, side="right").clip(max=len(levels) - 1)
-    limits = np.where(codes[following] < lowest, middle, beyond)
-    # Of neighbours in float32 the middle is one of them, and `beyond` may pass the next middle.
-    return np.where(np.isnan(limits), limits, np.fmax.accumulate(limits))
+    return np.where((codes[following] < lowest) & (middle > lower), middle, beyond)
 
 
 def half_even_thresholds(qmin: int, qmax: int) -> Float32:

@@ -56,6 +56,12 @@ def test_P03_P04_scales(scale, arg, words, backend):
     assert words in message
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+def test_P04_scales_of_learned_tables(value, backend):
+    scale = np.full((4, 1), value)
+    refused(qrs.quantize, X, "learned2-g64-s16", scale=scale, arg="scale", backend=backend)
+
+
 def test_P04_scales_that_are_legal(backend):
     qt = qrs.quantize(X, "nf4-g16", scale=np.full((4, 4), -3.0), backend=backend)
     assert np.abs(qt.dequantize(backend=backend) - X).max() < 0.5

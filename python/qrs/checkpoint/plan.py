@@ -91,6 +91,11 @@ class TensorPlan:
         as_float32 = self.size * 4 if self.dtype == "F64" else 0
         return copies * (self.nbytes + self.nbytes_after) + as_float32 + learning
 
+    @property
+    def is_learned(self) -> bool:
+        """Whether tables are learned for it."""
+        return isinstance(self.scheme, Codebook) and self.scheme.is_learned
+
     def _learning_bytes(self) -> int:
         """What is held while tables are learned; 16 bits tell at most 65536 values apart."""
         scheme = self.scheme
@@ -173,7 +178,9 @@ class Plan:
         The reference backend makes several copies of a tensor where a scale spans rows, and k-means
         needs a multiple of what it works on at once.
         """
-        return max(self.streaming_bound, self._held + 256 * MIB)
+        of_these = (t for t in self.tensors if self.backend == "reference" or t.is_learned)
+        held = max((t.working_bytes(self.backend) for t in of_these), default=0)
+        return max(self.streaming_bound, held + 256 * MIB)
 
     @property
     def streaming_bound(self) -> int:

@@ -72,7 +72,7 @@ def show_codebook(book: CodebookUse, drawn: str) -> None:
         row = [str(code), f"{level:.6g}", str(count), f"{100 * count / total:.2f} %"]
         row += [f"{book.low[code]:.6g}", f"{book.high[code]:.6g}"] if several else []
         rows.append(row)
-    show_left_out(show_table(columns, rows, optional=["level", "share", "count"]))
+    show_left_out(show_table(columns, rows, optional=["greatest", "least", "share", "count"]))
 
 
 def show_histogram(look: Look) -> None:

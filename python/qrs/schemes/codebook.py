@@ -242,7 +242,7 @@ class Codebook(Scheme, family="codebook"):
 
     def explain(self, fault: KernelFault, x: Array) -> QrsError:
         def needed(lo: Array, hi: Array) -> Array:
-            low, high = min(self.table or ()), max(self.table or ())
+            low, high = (min(self.table), max(self.table)) if self.table else (-1.0, 1.0)
             return Reference().choose_scale_codebook(lo, hi, low, high, "float32")
 
         return checks.explain(self, fault, x, needed)
@@ -332,7 +332,8 @@ def KMeans(
     """2**bits levels that are the optimal k-means centers of a tensor, row or group.
 
     `qrs.quantize(..., weights=)` weighs the squared errors, by the diagonal of a Hessian or Fisher
-    information; with `outlier_fraction` the largest values are stored apart (Kim et al.,
+    information; `info["subnormal_tables"]` counts tables of numbers too small for `book_dtype`;
+    with `outlier_fraction` the largest values are stored apart (Kim et al.,
     "SqueezeLLM: Dense-and-Sparse Quantization", 2024).
 
     >>> import qrs

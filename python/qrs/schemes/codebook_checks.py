@@ -15,7 +15,7 @@ from ..constants import DTYPES, SCALE_DTYPES
 from ..errors import ArgTypeError, bad
 from ..granularity import Granularity, PerAxis, PerGroup, PerTensor
 from ..qtensor import QTensor
-from . import codebook_parts, scales, sparse
+from . import scales, sparse
 from .base import Array, Scheme, Shape
 from .checks import check_padding, check_reach, check_shape, refuse_first
 from .layout import layout_of, packed_bits
@@ -99,7 +99,8 @@ def _check_book(scheme: Codebook, book: Any) -> None:
 
 def _check_outliers(scheme: Codebook) -> None:
     fraction = scheme.outlier_fraction
-    if isinstance(fraction, bool) or not isinstance(fraction, (int, float, np.number)):
+    numbers = (int, float, np.integer, np.floating)
+    if isinstance(fraction, bool) or not isinstance(fraction, numbers):
         raise bad("outlier_fraction", f"got {fraction!r}", fraction, "a number", ArgTypeError)
     object.__setattr__(scheme, "outlier_fraction", float(fraction))
     if not 0 <= scheme.outlier_fraction < 1:  # false for NaN
@@ -129,8 +130,8 @@ def given_scale(scheme: Codebook, shape: Shape, scale: Any) -> Float32:
         why = "whose values are centered" if scheme.centered else why
         raise bad("scale", f"given for {scheme}, {why}", type(scale), "None")
     given = scales.given(scale, layout_of(scheme, shape).scale_shape, scheme.scale_dtype)
-    if not scheme.is_learned:
-        check_reach(given, np.float32(max(map(abs, scheme.table or ()))))
+    # Learned tables reach from -1 to 1.
+    check_reach(given, np.float32(max(map(abs, scheme.table or (1.0,)))))
     return given
 
 
@@ -213,14 +214,13 @@ def check_parts(scheme: Codebook, qt: QTensor) -> None:
 
 
 def check_zero_scales(scheme: Codebook, qt: QTensor) -> None:
-    """Beside a scale of 0 every code is the one of 0.0."""
+    """Beside a scale of 0 every code is the one of the level that is nearest to 0.0."""
     zero = qt.scale == 0
     if not zero.any():
         return
-    layout, g = layout_of(scheme, qt.shape), scheme.granularity
-    rows = g.to_rows(scheme.codes(qt))
-    of_zero = codebook_parts.code_of_zero(scheme, qt)
+    layout, distance = layout_of(scheme, qt.shape), np.abs(scheme.codebook(qt))
+    far = scheme.granularity.to_rows(distance[scheme.codes(qt)] > distance.min())
     marked = np.repeat(zero.reshape(layout.rows, -1), layout.group_size, axis=1)[:, : layout.cols]
-    wrong = (marked & (rows != of_zero)).any()
-    if wrong:
-        refuse_first(zero, qt.scale, "scale", f"other than 0 where codes differ from {of_zero}")
+    if (marked & far).any():
+        expected = f"other than 0 where codes differ from {int(distance.argmin())}"
+        refuse_first(zero, qt.scale, "scale", expected)

@@ -15,6 +15,7 @@ from .. import codebooks
 from ..backends.reference import Reference
 from ..devices import is_cupy
 from ..errors import DeviceError, bad
+from ..float_formats import ALIASES, FORMATS
 from . import scales
 from .base import Array
 from .layout import Layout
@@ -49,14 +50,15 @@ def learned(
     weights: Float32 | None,
     scale: Any,
     backend: Reference,
-) -> tuple[Float32, Any]:
-    """Tables (B, k), ascending and rounded to their stored dtype, and scales (rows, G) or None."""
+) -> tuple[Float32, Any, dict[str, int]]:
+    """Tables (B, k), ascending and rounded as stored, scales (rows, G) or None, and info."""
     x, w = groups_apart(rows, layout, weights)
     if scheme.scale_dtype is None:
-        return kmeans_tables(scheme, x, w, backend), None
+        table, subnormal = kmeans_tables(scheme, x, w, backend)
+        return table, None, {"subnormal_tables": subnormal}
     learner = Learner(scheme, x.astype(np.float32), w, backend)
     table, scale = learner.learn(None if scale is None else scale.reshape(-1, 1))
-    return table, scale.reshape(layout.rows, layout.groups)
+    return table, scale.reshape(layout.rows, layout.groups), {}
 
 
 def groups_apart(
@@ -73,13 +75,19 @@ def groups_apart(
 
 def kmeans_tables(
     scheme: Codebook, x: Array, weights: NDArray[Any] | None, backend: Reference
-) -> Float32:
-    """The centers of each row; where all weights are zeros, those without weights."""
+) -> tuple[Float32, int]:
+    """The centers of each row; where all weights are zeros, those without weights.
+
+    And how many tables hold numbers so small that their dtype has few digits left for them.
+    """
     if weights is not None:
-        alive = weights.any(axis=1, keepdims=True)
-        weights = np.where(alive, weights.astype(np.float64), 1)
+        weights = weights.astype(np.float64)
+        weights[~weights.any(axis=1)] = 1
     centers = backend.kmeans_1d(x, scheme.levels, weights, False)[0]
-    return rounded(scheme, centers.astype(np.float32), backend)
+    largest = np.abs(centers).max(axis=1)
+    few_digits = FORMATS[ALIASES[scheme.book_dtype]].smallest_normal
+    subnormal = int(np.count_nonzero((largest > 0) & (largest < few_digits)))
+    return rounded(scheme, centers.astype(np.float32), backend), subnormal
 
 
 def rounded(scheme: Codebook, table: Float32, backend: Reference) -> Float32:
@@ -106,6 +114,8 @@ class Learner:
 
     def learn(self, scale: Float32 | None) -> tuple[Float32, Float32]:
         """The table (1, k), rounded, and scales (n, 1), those given or the best."""
+        lo, hi = self.backend.group_range(self.x, self.x.shape[1])
+        self.backend.choose_scale_codebook(lo, hi, -1.0, 1.0, self.scale_dtype)  # or a fault
         x, weights, given = map(self.sampled, (self.x, self.weights, scale))
         table = self.first(x, weights)
         for _ in range(ROUNDS):

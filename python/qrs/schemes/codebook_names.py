@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..codebooks import TABLES
 from ..constants import SCALE_DTYPES
-from ..granularity import PerGroup
+from ..granularity import PerGroup, PerTensor
 from .base import Scheme
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def spelled(scheme: Codebook) -> str:
     """The string of a scheme; `parse` reads it where one of the short forms makes it."""
     text = _front(scheme) + _dtype(scheme)
     if scheme.outlier_fraction:
-        text += f"-sparse{scheme.outlier_fraction:g}"
+        text += f"-sparse{scheme.outlier_fraction!r}"
     if isinstance(scheme.granularity, PerGroup):
         text += "-flat" * scheme.granularity.flat + "-ragged" * scheme.granularity.ragged
     return text
@@ -70,6 +70,7 @@ def _front(scheme: Codebook) -> str:
     if scheme.table is not None:
         quantized = "" if inner is None else "-dq" if is_double_quant(inner) else f"-({inner})"
         centered = "-centered" * scheme.centered
+        shared += "-tensor" * isinstance(scheme.granularity, PerTensor)
         return names.get(scheme.table, f"codebook{scheme.bits}") + shared + centered + quantized
     if scheme.scale_dtype is None:
         return f"kmeans{scheme.bits}{shared}"

@@ -66,6 +66,7 @@ def quantize(
         qt = _of_nothing(scheme, x, layout, backend)
         return qt if out is None else out.overwrite(qt)
     parts: dict[str, Any] = {}
+    noted: dict[str, int] = {}
     rows = scheme.granularity.to_rows(x)
     if scheme.is_learned:
         codebook_learning.check(scheme, x)
@@ -77,7 +78,9 @@ def quantize(
     if scheme.is_learned:
         weights = weights if outliers is None else outliers.left_out(weights)
         weights = None if weights is None else scheme.granularity.to_rows(weights)
-        levels, scale = codebook_learning.learned(scheme, rows, layout, weights, scale, backend)
+        levels, scale, noted = codebook_learning.learned(
+            scheme, rows, layout, weights, scale, backend
+        )
         book, shape = learned_book(levels), scheme.book_shape(x.shape)
         parts["codebook"] = scales.stored(levels, scheme.book_dtype, shape, backend)
     else:
@@ -90,7 +93,7 @@ def quantize(
         x_hat = _decoded(scheme, QTensor(scheme, x.shape, dtype, parts), backend)
         parts |= outliers.parts(x_hat, scheme.book_dtype, backend)
     in_order = dict.fromkeys(path.partition(".")[0] for path in scheme.part_specs(x.shape))
-    qt = QTensor(scheme, x.shape, dtype, {name: parts[name] for name in in_order}, info)
+    qt = QTensor(scheme, x.shape, dtype, {name: parts[name] for name in in_order}, noted | info)
     return qt if out is None else out.overwrite(qt, written=("packed",))
 
 
@@ -217,16 +220,6 @@ def codebook(scheme: Codebook, qt: QTensor, backend: Reference) -> Array:
     stored = contiguous(qt.parts["codebook"])
     decoded: Array = scales.decoded(stored, scheme.book_dtype, backend)
     return decoded
-
-
-def code_of_zero(scheme: Codebook, qt: QTensor) -> int:
-    """The code of 0.0 in a tensor with one table."""
-    if scheme.table is not None:
-        _, thresholds, codes = codebooks.ranked(scheme.table)
-    else:
-        thresholds, codes = codebooks.thresholds(scheme.codebook(qt)), None
-    rank = int(np.count_nonzero(thresholds <= 0))
-    return rank if codes is None else int(codes[rank])
 
 
 def select(scheme: Codebook, qt: QTensor, index: Any) -> QTensor:

@@ -97,10 +97,14 @@ class Outliers:
     def parts(self, x_hat: Float32, dtype: str, backend: Reference) -> dict[str, Array]:
         """What is stored: x - x_hat of each, rounded to `dtype`."""
         rows, count = self.columns.shape
-        rest = self.taken(self.x) - self.taken(x_hat) + np.float32(0)  # never -0.0
+        with np.errstate(over="ignore"):
+            rest = self.taken(self.x) - self.taken(x_hat) + np.float32(0)  # never -0.0
         values = scales.stored(rest, dtype, (rows * count,), backend)
         infinite = ~np.isfinite(scales.decoded(values, dtype, backend))
-        refuse_first(infinite, rest.reshape(-1), "book_dtype", f"outliers within {dtype}")
+        if infinite.any():
+            wrong = np.zeros(rows_of(self.x.shape), bool)
+            np.put_along_axis(wrong, self.columns, infinite.reshape(rows, count), axis=1)
+            refuse_first(wrong.reshape(self.x.shape), self.x, "x", f"outliers within {dtype}")
         indptr = np.arange(rows + 1, dtype=np.int64) * count
         return dict(zip(PARTS, (values, self.columns.reshape(-1), indptr), strict=True))
 

@@ -34,7 +34,9 @@ def lsq(
     """Quantize with the scales that the search finds; for no group worse than with min/max.
 
     For symmetric integers and codebooks with scales. Scales may be negative where the levels are
-    not symmetric. Class A.
+    not symmetric. Where scales are quantized themselves (`-dq`), that comes after the search, and
+    a group may get worse by it. Sums of squares are float32: groups of magnitudes whose squares,
+    times `weights`, are beyond it (about 1e19, or 1e-19) keep what they have. Class A.
 
     >>> import numpy as np, qrs
     >>> w = np.random.default_rng(7).standard_normal((8, 1024), np.float32)
