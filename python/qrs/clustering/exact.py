@@ -48,6 +48,10 @@ def kmeans_1d(
     - `inertia` float64: sum of sample_weight * (x - centers[labels])^2;
     - `n_iter` int: passes over all distinct values that the search took.
 
+    Sums are float64. Where weights span more than about eight powers of ten, or values differ by
+    little more than their last digits, its rounding may hide the optimum, and a partition comes out
+    that is worse.
+
     Raises `ArgTypeError` and `ArgValueError` naming the argument: NaN and infinities, and weights
     that are negative or not finite, are named by their first index; so is a row whose weights are
     all 0. `DeviceError` for arrays of a GPU. Class A: the same bits on both backends, on every
