@@ -80,6 +80,10 @@ ifdef PEERS
 	@$(CLEAN_BLAS) $(BIN)/python benches/peers.py
 endif
 
+.PHONY: errors
+errors: $(VENV)/.demo ## The error of each codebook scheme against the figure it must reach (minutes)
+	@$(CLEAN_BLAS) $(BIN)/python benches/error_tables.py
+
 .PHONY: test-cpus
 test-cpus: $(VENV)/.test qemu ## Same bits on old CPUs: the tests under an emulated Nehalem and Haswell
 	$(SAY) 'Rust tests on a CPU without SSE4.1 (emulated: minutes)'
