@@ -1,4 +1,4 @@
-"""The figures of benches/expected_errors.json for a normal distribution; `make errors` has them all."""
+"""The figures of benches/expected_errors.json for normal numbers; `make errors` has them all."""
 
 import json
 from pathlib import Path
