@@ -25,6 +25,7 @@ from qrs.formats.qrs_file import QrsFile
 from qrs.schemes.sparse import columns_of_outliers
 
 FIXED = ["nf4-g64", "nf4-g64-dq", "fp4-g64-dq-ragged", "nf4-g32-flat", "nf4-g16-bf16"]
+LEARNED = ["kmeans4", "kmeans2-axis0", "kmeans3-g16", "kmeans3-sparse0.05", "learned4-g16-s6"]
 MIB = 1 << 20
 
 
@@ -35,8 +36,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("scheme", FIXED)
-def test_fixed_tables_there_and_back(tmp_path: Path, scheme: str) -> None:
+@pytest.mark.parametrize("scheme", [*FIXED, *LEARNED])
+def test_there_and_back(tmp_path: Path, scheme: str) -> None:
     model, source = save_model(tmp_path / "m"), small_model()
     report = quantize_checkpoint(model, tmp_path / "q", scheme, embeddings=scheme)
     assert len(report.tensors) == 6

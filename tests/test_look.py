@@ -119,7 +119,8 @@ def test_a_codebook_with_scales(tmp_path: Path, scheme: str) -> None:
     assert sum(drawn.counts) == qt.size
 
 
-@pytest.mark.parametrize("scheme", ["nf4-g32", "nf4-g64-dq", "int4-g32-asym", "int8", "int8-axis1"])
+@pytest.mark.parametrize("scheme", ["nf4-g32", "nf4-g64-dq", "int4-g32-asym", "int8", "int8-axis1",
+                                    "kmeans4", "learned4-g32-s6"])  # fmt: skip
 @pytest.mark.parametrize("shape", [(83, 64), (16, 32, 3, 3)])
 def test_a_plain_tensor_quantized_in_memory(
     tmp_path: Path, scheme: str, shape: tuple[int, ...]
