@@ -382,3 +382,34 @@ def test_files_round_trip(scheme, tmp_path):
     qt = qrs.quantize(weights(8, 64), scheme)
     qrs.save(tmp_path / "w.safetensors", {"w": qt, "b": np.ones(3, np.float32)})
     assert qrs.load(tmp_path / "w.safetensors")["w"] == qt
+
+
+def test_the_part_learned_from_meets_all_columns(monkeypatch):
+    """A fixed step through the groups would meet the columns of zeros alone."""
+    monkeypatch.setattr(codebook_learning, "SAMPLE", 1 << 13)
+    x = weights(64, 1024)
+    x[:, np.arange(1024) % 128 < 32] = 0
+    x_hat = qrs.quantize(x, "learned4-g32-s8").dequantize()
+    assert qrs.metrics.sqnr_db(x, x_hat) > 22
+    x[::2] = 0
+    x_hat = qrs.quantize(x, "learned4-g1024-s16").dequantize()
+    assert qrs.metrics.sqnr_db(x, x_hat) > 19
+
+
+def test_groups_whose_scales_become_zero_are_counted(backend):
+    x = weights(64, 1024)
+    x[5, 7] = 300
+    qt = qrs.quantize(x, "learned4-g32-s6", backend=backend)
+    assert qt.info["underflow_groups"] == np.count_nonzero(qt.scale == 0) > 200
+    tiny = x * np.float32(1e-9)
+    for scheme in ("learned4-g32-s16", "nf4-g32-f16", "int4-g32-f16"):
+        solver = "minmax" if scheme.startswith("learned") else "lsq"
+        qt = qrs.quantize(tiny, scheme, solver=solver, backend=backend)
+        assert qt.info["underflow_groups"] >= 2047, scheme
+
+
+def test_scales_that_overflow_when_they_are_quantized(backend):
+    x = weights(4, 64)
+    x[2, 40] = np.finfo(np.float32).max
+    with pytest.raises(qrs.ArgValueError, match="x: scales overflow as int8-g256-ragged"):
+        qrs.quantize(x, "learned4-g32-s8", backend=backend)

@@ -6,6 +6,7 @@ rows here, (n, group_size); behind a shorter last one there are zeros of no weig
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 Float32 = NDArray[np.float32]
 
 SAMPLE = 1 << 20
-"""Values that a table is learned from, where there are more: every so many groups."""
+"""Values that a table is learned from, where there are more: groups from everywhere."""
 ROUNDS = 10
 """Turns of scales and table on the sample."""
 LAST_ROUNDS = 2
@@ -93,7 +94,7 @@ def kmeans_tables(
 def rounded(scheme: Codebook, table: Float32, backend: Reference) -> Float32:
     """Levels as they are stored."""
     stored = scales.stored(table, scheme.book_dtype, table.shape, backend)
-    found: Float32 = scales.decoded(stored, scheme.book_dtype, backend)
+    found: Float32 = scales.decoded(stored, scheme.book_dtype, backend) + np.float32(0)  # no -0.0
     if not np.isfinite(found).all():
         level = float(table.flat[int(np.argmax(~np.isfinite(found)))])
         text = f"{scheme.book_dtype} overflows: a level is {level:.6g}"
@@ -110,13 +111,17 @@ class Learner:
         self.scheme, self.backend = scheme, backend
         self.x, self.weights = x, weights
         self.scale_dtype = "float32" if scheme.inner is not None else str(scheme.scale_dtype)
-        self.step = -(-x.size // SAMPLE)
 
     def learn(self, scale: Float32 | None) -> tuple[Float32, Float32]:
         """The table (1, k), rounded, and scales (n, 1), those given or the best."""
         lo, hi = self.backend.group_range(self.x, self.x.shape[1])
         self.backend.choose_scale_codebook(lo, hi, -1.0, 1.0, self.scale_dtype)  # or a fault
-        x, weights, given = map(self.sampled, (self.x, self.weights, scale))
+        chosen = self.sample(((lo != 0) | (hi != 0))[:, 0])
+        x, weights, given = (
+            part if part is None or chosen is None else part[chosen]
+            for part in (self.x, self.weights, scale)
+        )
+        assert x is not None
         table = self.first(x, weights)
         for _ in range(ROUNDS):
             found = self.searched(x, weights, table, FEW_FACTORS) if given is None else given
@@ -132,9 +137,25 @@ class Learner:
             scale = self.searched(self.x, self.weights, table, codebooks.LSQ_FACTORS)
         return table, scale
 
-    def sampled(self, groups: Any) -> Any:
-        """Every so many rows of one for each group, if there are any."""
-        return None if groups is None else np.ascontiguousarray(groups[:: self.step])
+    def sample(self, alive: NDArray[np.bool_]) -> NDArray[np.intp] | None:
+        """The groups to learn from, where not all of them: of those with a number other than 0.
+
+        Multiples of about 0.618 of their number, modulo that, are spread evenly over all rows and
+        columns; a fixed step may meet the same columns in every row.
+        """
+        if self.x.size <= SAMPLE:
+            return None
+        if self.weights is not None:
+            alive = alive & self.weights.any(axis=1)
+        groups = np.flatnonzero(alive)
+        count = min(len(groups), max(1, SAMPLE // self.x.shape[1]))
+        if not count:
+            return None
+        step = round(len(groups) * 0.6180339887498949) or 1
+        while math.gcd(step, len(groups)) > 1:
+            step += 1
+        found: NDArray[np.intp] = groups[np.sort(np.arange(count) * step % len(groups))]
+        return found
 
     def first(self, x: Float32, weights: Float32 | None) -> Float32:
         """k-means of the values over the one of largest magnitude in their group."""
@@ -152,9 +173,8 @@ class Learner:
         self, x: Float32, weights: Float32 | None, table: Float32, factors: Float32
     ) -> Float32:
         """The scale search for a table."""
-        ends = (float(table[0, 0]), float(table[0, -1]))
         lo, hi = self.backend.group_range(x, x.shape[1])
-        start = self.backend.choose_scale_codebook(lo, hi, *ends, self.scale_dtype)
+        start = self.backend.choose_scale_codebook(lo, hi, -1.0, 1.0, self.scale_dtype)
         factors = np.concatenate([factors, -factors])
         return self.backend.choose_scale_lsq(
             x, x.shape[1], weights, table[0], codebooks.thresholds(table[0]), factors, start,
@@ -166,8 +186,8 @@ class Learner:
         inner = self.scheme.inner
         if inner is None:
             return scale
-        nested = inner.quantize(scale.reshape(-1), self.backend)
-        return inner.dequantize(nested, "float32", self.backend).reshape(scale.shape)
+        found: Float32 = scales.quantized(scale, inner, self.backend)[1]
+        return found
 
     def refitted(
         self, x: Float32, weights: Float32 | None, table: Float32, scale: Float32

@@ -112,19 +112,17 @@ def encoded(
     chosen here and quantized, codes follow what they were before: bitsandbytes' rule.
     """
     layout, given, part = layout_of(scheme, shape), scale is not None, None
-    if given:
+    if scale is not None:
         scale = scale.reshape(layout.rows, layout.groups)
         if scheme.inner is not None:
-            part, scale = quantized_scale(scheme, scale, backend)
+            part, scale = scales.quantized(scale, scheme.inner, backend)
     packed, scale = packed_codes(scheme, rows, shape, scale, book, backend, out)
     if scale is None:
         return packed, None, {}
     if scheme.inner is None:
         part = scales.stored(scale, str(scheme.scale_dtype), layout.scale_shape, backend)
-    elif part is None:
-        part, _ = quantized_scale(scheme, scale, backend)
-    if given:
-        return packed, part, {}
+    elif not given:
+        part, scale = scales.quantized(scale, scheme.inner, backend)
     ranges = lambda: backend.group_range(rows, layout.group_size)  # noqa: E731
     return packed, part, underflow_groups(scale, 0, np.inf, ranges)
 
@@ -158,13 +156,6 @@ def packed_codes(
     if packed_out is not None:
         packed_out = packed_out.reshape(-1, layout.packed_shape[-1])
     return backend.pack_bits(codes, scheme.bits, packed_out), scale
-
-
-def quantized_scale(scheme: Codebook, scale: Any, backend: Reference) -> tuple[QTensor, Any]:
-    """Scales (rows, G) by their own scheme: the part, and what it decodes to."""
-    assert scheme.inner is not None
-    part = scheme.inner.quantize(scale.reshape(-1), backend)
-    return part, scheme.inner.dequantize(part, "float32", backend).reshape(scale.shape)
 
 
 def dequantize(

@@ -213,7 +213,7 @@ class Int(Scheme, family="int"):
     def quantize_with(
         self, x: Array, backend: Reference, scale: Any, out: QTensor | None = None
     ) -> QTensor:
-        return int_parts.quantize(self, x, backend, scale, None, out)
+        return int_parts.quantize(self, x, backend, scale, None, out, searched=True)
 
     def from_codes(
         self, shape: Shape, codes: Any, scale: Any, zero_point: Any, codebook: Any = None

@@ -35,14 +35,18 @@ def quantize(
     scale: Float32 | None,
     zero_point: Integers | None,
     out: QTensor | None,
+    searched: bool = False,
 ) -> QTensor:
-    """The body of `Int.quantize`; `scale` and `zero_point` are checked already."""
+    """The body of `Int.quantize`; `scale` and `zero_point` are checked already.
+
+    `searched` says that the scale is not the user's, but a solver's.
+    """
     layout = layout_of(scheme, x.shape)
     if x.size == 0:
         qt = _of_nothing(scheme, x, scale, zero_point)
         return qt if out is None else out.overwrite(qt)
     rows = scheme.granularity.to_rows(x)
-    computed = scale is None
+    computed = scale is None or searched
     if scale is not None:
         scale = scale.reshape(layout.rows, layout.groups)
     if zero_point is not None:

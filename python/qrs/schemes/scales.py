@@ -17,12 +17,13 @@ from ..arrays import in_c_order, plain
 from ..backends.reference import Reference
 from ..constants import DTYPES
 from ..devices import library_of, moved, on_host
-from ..errors import ArgTypeError, bad
+from ..errors import ArgTypeError, KernelFault, bad
 from ..float_formats import ALIASES
 from .checks import check_shape, refuse_first
 
 if TYPE_CHECKING:
-    from .base import Array, Shape
+    from ..qtensor import QTensor
+    from .base import Array, Scheme, Shape
     from .layout import Layout
 
 Float32 = NDArray[np.float32]
@@ -65,6 +66,16 @@ def decoded(part: Any, scale_dtype: str, backend: Reference | None = None) -> An
     backend = backend or backends.of(part)
     codes = library_of(part).ascontiguousarray(part).reshape(1, -1).view(np.uint16)
     return backend.decode_float(codes, ALIASES[scale_dtype], "float32").reshape(part.shape)
+
+
+def quantized(scale: Any, inner: Scheme, backend: Reference) -> tuple[QTensor, Any]:
+    """Scales, flattened, by a scheme of their own: the part, and what it decodes to."""
+    try:
+        part = inner.quantize(scale.reshape(-1), backend)
+    except KernelFault:
+        found = f"scales overflow as {inner}: the largest is {float(abs(scale).max()):.6g}"
+        raise bad("x", found, inner, "smaller values") from None
+    return part, inner.dequantize(part, "float32", backend).reshape(scale.shape)
 
 
 def given(scale: Any, expected: Shape, scale_dtype: str) -> Float32:

@@ -35,8 +35,9 @@ def lsq(
 
     For symmetric integers and codebooks with scales. Scales may be negative where the levels are
     not symmetric. Where scales are quantized themselves (`-dq`), that comes after the search, and
-    a group may get worse by it. Sums of squares are float32: groups of magnitudes whose squares,
-    times `weights`, are beyond it (about 1e19, or 1e-19) keep what they have. Class A.
+    a group may get worse by it. Beside a negative scale zeros decode to -0.0. Sums of squares are
+    float32: groups of magnitudes whose squares, times `weights`, are beyond it (about 1e19, or
+    1e-19) keep what they have. Class A.
 
     >>> import numpy as np, qrs
     >>> w = np.random.default_rng(7).standard_normal((8, 1024), np.float32)
