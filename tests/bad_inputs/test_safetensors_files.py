@@ -245,7 +245,7 @@ def test_S08_a_million_tensors(tmp_path: Path) -> None:
 
 
 def test_S08_writing_many_tensors_is_not_quadratic(tmp_path: Path) -> None:
-    """Four times as many take four times as long, where a square would take sixteen times."""
+    """Eight times as many take eight times as long, where a square would take 64 times."""
     one = np.ones(1, np.uint8)
 
     def seconds(count: int) -> float:
@@ -255,10 +255,10 @@ def test_S08_writing_many_tensors_is_not_quadratic(tmp_path: Path) -> None:
                 writer.write(f"t{i}", one)
         return time.process_time() - start
 
-    few, many = (min(seconds(count) for _ in range(3)) for count in (5_000, 20_000))
-    assert many < 8 * few
+    few, many = (min(seconds(count) for _ in range(3)) for count in (5_000, 40_000))
+    assert many < 24 * few
     with SafetensorsFile(tmp_path / "x") as file:
-        assert len(file.tensors) == 20_000
+        assert len(file.tensors) == 40_000
 
 
 S09 = {

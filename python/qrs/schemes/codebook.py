@@ -243,7 +243,10 @@ class Codebook(Scheme, family="codebook"):
     def explain(self, fault: KernelFault, x: Array) -> QrsError:
         def needed(lo: Array, hi: Array) -> Array:
             low, high = (min(self.table), max(self.table)) if self.table else (-1.0, 1.0)
-            return Reference().choose_scale_codebook(lo, hi, low, high, "float32")
+            # float64, since it may be beyond float32.
+            up = hi.astype(np.float64) / high if high > 0 else hi * 0.0
+            down = lo.astype(np.float64) / low if low < 0 else lo * 0.0
+            return np.maximum(up, down)
 
         return checks.explain(self, fault, x, needed)
 
