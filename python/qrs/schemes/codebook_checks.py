@@ -214,9 +214,12 @@ def check_parts(scheme: Codebook, qt: QTensor) -> None:
 
 
 def check_zero_scales(scheme: Codebook, qt: QTensor) -> None:
-    """Beside a scale of 0 every code is the one of the level that is nearest to 0.0."""
+    """Beside a scale of 0 every code is the one of the level that is nearest to 0.0.
+
+    Not where scales are quantized: codes may follow what they were before, and were not 0.
+    """
     zero = qt.scale == 0
-    if not zero.any():
+    if scheme.inner is not None or not zero.any():
         return
     layout, distance = layout_of(scheme, qt.shape), np.abs(scheme.codebook(qt))
     far = scheme.granularity.to_rows(distance[scheme.codes(qt)] > distance.min())
