@@ -89,7 +89,7 @@ test-cpus: $(VENV)/.test qemu ## Same bits on old CPUs: the tests under an emula
 	$(SAY) 'Rust tests on a CPU without SSE4.1 (emulated: minutes)'
 	@CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER='qemu-x86_64 -cpu qemu64' cargo test --locked --lib
 	$(SAY) 'Python tests: Nehalem and Haswell against this machine'
-	@$(BIN)/python -m pytest -m cpus
+	@$(BIN)/python -m pytest -m cpus -n 2
 
 .PHONY: test-gpu
 test-gpu: $(VENV)/.test ## The kernels on a GPU; needs CuPy: pip install 'qrs-quant[cuda13]' or [cuda12]

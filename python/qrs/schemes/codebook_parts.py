@@ -15,7 +15,7 @@ from .. import codebooks
 from ..backends.reference import Reference, into
 from ..checks import check_subnormals
 from ..constants import DTYPE_NAMES, DTYPES
-from ..devices import contiguous, library_of
+from ..devices import contiguous, is_cupy, library_of
 from ..qtensor import QTensor
 from . import codebook_learning, scales, sparse
 from .base import Array
@@ -174,8 +174,18 @@ def dequantize(
         check_overflow(x_hat, "dtype", backend)
         return x_hat
     x_hat = _decoded(scheme, qt, backend, dtype, out)
-    check_overflow(x_hat, "dtype", backend)
+    if dtype != "float32":
+        check_overflow(x_hat, "dtype", backend, *_reach(scheme, qt, backend))
     return x_hat if out is None else out
+
+
+def _reach(scheme: Codebook, qt: QTensor, backend: Reference) -> tuple[Any, float]:
+    """Scales and the largest level, which tell that nothing overflows; None where they do not."""
+    if scheme.centered or is_cupy(qt.packed):
+        return None, 0.0
+    scale = scheme.scale(qt, backend)
+    largest = float(np.abs(codebook(scheme, qt, backend)).max())
+    return np.ones(1, np.float32) if scale is None else scale, largest
 
 
 def _decoded(
