@@ -115,26 +115,29 @@ class Learner:
     def learn(self, scale: Float32 | None) -> tuple[Float32, Float32]:
         """The table (1, k), rounded, and scales (n, 1), those given or the best."""
         lo, hi = self.backend.group_range(self.x, self.x.shape[1])
-        self.backend.choose_scale_codebook(lo, hi, -1.0, 1.0, self.scale_dtype)  # or a fault
+        # The largest magnitudes: all tables reach from -1 to 1.
+        start = self.backend.choose_scale_codebook(lo, hi, -1.0, 1.0, self.scale_dtype)
         chosen = self.sample(((lo != 0) | (hi != 0))[:, 0])
-        x, weights, given = (
+        x, weights, given, some = (
             part if part is None or chosen is None else part[chosen]
-            for part in (self.x, self.weights, scale)
+            for part in (self.x, self.weights, scale, start)
         )
-        assert x is not None
+        assert x is not None and some is not None
         table = self.first(x, weights)
         for _ in range(ROUNDS):
-            found = self.searched(x, weights, table, FEW_FACTORS) if given is None else given
+            found = given
+            if found is None:
+                found = self.searched(x, weights, table, some, FEW_FACTORS)
             table = self.refitted(x, weights, table, found)
         for _ in range(LAST_ROUNDS):
-            table = rounded(self.scheme, table, self.backend)
-            stored = scale
-            if stored is None:
-                stored = self.stored(self.searched(self.x, self.weights, table, FEW_FACTORS))
-            table = self.refitted(self.x, self.weights, table, stored)
+            table, found = rounded(self.scheme, table, self.backend), scale
+            if found is None:
+                found = self.searched(self.x, self.weights, table, start, FEW_FACTORS)
+                found = self.stored(found)
+            table = self.refitted(self.x, self.weights, table, found)
         table = rounded(self.scheme, table, self.backend)
         if scale is None:
-            scale = self.searched(self.x, self.weights, table, codebooks.LSQ_FACTORS)
+            scale = self.searched(self.x, self.weights, table, start, codebooks.LSQ_FACTORS)
         return table, scale
 
     def sample(self, alive: NDArray[np.bool_]) -> NDArray[np.intp] | None:
@@ -170,11 +173,14 @@ class Learner:
         return centers.astype(np.float32)
 
     def searched(
-        self, x: Float32, weights: Float32 | None, table: Float32, factors: Float32
+        self,
+        x: Float32,
+        weights: Float32 | None,
+        table: Float32,
+        start: Float32,
+        factors: Float32,
     ) -> Float32:
         """The scale search for a table."""
-        lo, hi = self.backend.group_range(x, x.shape[1])
-        start = self.backend.choose_scale_codebook(lo, hi, -1.0, 1.0, self.scale_dtype)
         factors = np.concatenate([factors, -factors])
         return self.backend.choose_scale_lsq(
             x, x.shape[1], weights, table[0], codebooks.thresholds(table[0]), factors, start,
