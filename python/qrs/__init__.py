@@ -11,7 +11,7 @@ True
 
 from typing import Any
 
-from . import errors, floats, metrics, schemes
+from . import errors, floats, metrics, observers, schemes
 from .api import dequantize, fake_quantize, quantize
 from .backends import available as available_backends
 from .backends import num_threads, set_num_threads, simd_level
@@ -80,6 +80,7 @@ __all__ = [
     "load",
     "metrics",
     "num_threads",
+    "observers",
     "parse",
     "quantize",
     "save",
