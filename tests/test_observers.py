@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import qrs
-from qrs.observers import HALF, MSE, Histogram, MinMax, MovingAverage, Percentile
+from qrs.observers import HALF, MSE, Entropy, Histogram, MinMax, MovingAverage, Percentile
 
-EXACT = (MinMax, Histogram, Percentile, MSE)
+EXACT = (MinMax, Histogram, Percentile, MSE, Entropy)
 
 
 def values(seed: int = 0) -> np.ndarray:
@@ -108,6 +108,27 @@ def test_mse_has_less_error_than_min_max(scheme, df):
         return qrs.metrics.sqnr_db(x, qt.dequantize())
 
     assert sqnr(MSE()) >= sqnr(MinMax()) + (0.4 if df == 3 else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("draw", "figures"),
+    [
+        (lambda random, n: random.standard_normal(n), (39.4, 39.9, 40.5)),
+        (lambda random, n: random.laplace(size=n), (34.5, 34.0, 35.6)),
+        (lambda random, n: random.standard_t(3, n), (21.7, 16.6, 23.7)),
+    ],
+    ids=["gauss", "laplace", "t3"],
+)
+def test_int8_of_200_000_samples(draw, figures):
+    """Prototypes, other samples: MSE is best; KL gains on Gaussians and loses on long tails."""
+    x = draw(np.random.default_rng(0), 200_000).astype(np.float32)
+    found = []
+    for kind in (MinMax, Entropy, MSE):
+        scale, _ = kind().update(x).qparams("int8")
+        found.append(qrs.metrics.sqnr_db(x, qrs.quantize(x, "int8", scale=scale).dequantize()))
+    assert found[2] >= max(found[:2])
+    # Other samples of long tails have other extremes.
+    assert all(abs(sqnr - figure) < 2.0 for sqnr, figure in zip(found, figures, strict=True))
 
 
 @pytest.mark.parametrize("kind", [*EXACT, MovingAverage])

@@ -273,6 +273,51 @@ class MSE(Histogram):
         return np.asarray(lo * np.float32(left)), np.asarray(hi * np.float32(right))
 
 
+class Entropy(Histogram):
+    """The range whose 128 levels tell least apart from all: TensorRT's calibration (Migacz, 2017).
+
+    Of magnitudes, the histogram clipped at each threshold (its tail counted in the last bin) is
+    compared by Kullback-Leibler divergence with the same, merged into 128 bins and spread again.
+    It makes int8 alike to other calibrators, not good: `MSE` has less error.
+
+    >>> x = np.append(np.linspace(-1, 1, 10_001), 8.0)
+    >>> bool(Entropy().update(x).range()[1] < 8)
+    True
+    """
+
+    def _range(self, lo: Float32, hi: Float32, scheme: Scheme | None) -> tuple[Float32, Float32]:
+        folded = (self.counts[HALF:] + self.counts[:HALF][::-1]).astype(np.float64)
+        last = int(np.flatnonzero(folded)[-1]) + 1
+        thresholds = range(min(_KL_LEVELS, last), last + 1)
+        best = min(thresholds, key=lambda bins: (_divergence(folded, bins), -bins))
+        threshold = np.ldexp(float(best), self.exponent)
+        return _clipped(-threshold, lo), _clipped(threshold, hi)
+
+
+_KL_LEVELS = 128
+_KL_SMOOTHING = 1e-4  # what empty bins take from full ones, so that no ratio is infinite
+
+
+def _divergence(folded: Float64, bins: int) -> float:
+    """KL(P, Q): P the first bins with the tail in the last, Q what 128 levels keep of them."""
+    p = folded[:bins].copy()
+    p[-1] += folded[bins:].sum()
+    full = p > 0
+    level = np.arange(bins) * _KL_LEVELS // bins
+    sums = np.bincount(level, folded[:bins], _KL_LEVELS)
+    shares = np.maximum(np.bincount(level, full, _KL_LEVELS), 1)
+    q = np.where(full, (sums / shares)[level], 0.0)
+    p, q = _smoothed(p), _smoothed(q)
+    return float(np.sum(p * np.log(p / q)))
+
+
+def _smoothed(counts: Float64) -> Float64:
+    total = max(float(counts.sum()), 1.0)
+    shares: Float64 = np.maximum(counts / total, _KL_SMOOTHING / len(counts))
+    shares /= shares.sum()
+    return shares
+
+
 _NO_WIDTH = -161  # of zeros alone; less than any bin of float32 values needs
 
 
