@@ -24,7 +24,7 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Array = NDArray[Any]
 Same = TypeVar("Same", bound="Observer")
-Kind = TypeVar("Kind", bound="Histogram")
+Kind = TypeVar("Kind", bound="Percentile")
 
 HALF = 2048
 """Bins of a histogram on each side of zero."""
@@ -61,7 +61,7 @@ class Observer(ABC):
         if type(other) is not type(self) or other.axis != self.axis:
             expected = f"{type(self).__name__} with axis={self.axis}"
             raise bad("other", f"got {other!r}", other, expected, ArgTypeError)
-        if other.lo is not None and other.hi is not None:
+        if other.lo is not None:
             self._check_channels(len(other.lo) if self.axis is not None else None, "other")
             self._absorb(other)
         return self
@@ -118,9 +118,8 @@ class Observer(ABC):
         hi = self._shaped(rows.max(axis=1, initial=0) + np.float32(0))
         self._widen(lo, hi)
 
-    def _absorb(self: Same, other: Same) -> None:
-        if other.lo is not None and other.hi is not None:
-            self._widen(other.lo, other.hi)
+    def _absorb(self, other: Any) -> None:
+        self._widen(other.lo, other.hi)
 
     def _widen(self, lo: Float32, hi: Float32) -> None:
         self.lo = lo if self.lo is None else np.asarray(np.minimum(self.lo, lo))
@@ -165,7 +164,7 @@ class MovingAverage(MinMax):
             self.lo = np.asarray(self.lo + self.momentum * (lo - self.lo))
             self.hi = np.asarray(self.hi + self.momentum * (hi - self.hi))
 
-    def _absorb(self: Same, other: Same) -> None:
+    def _absorb(self, other: Any) -> None:
         raise bad("other", "moving averages have no common order", other, "MinMax, or one observer")
 
 
@@ -186,9 +185,6 @@ class Histogram(Observer):
         self.exponent = _NO_WIDTH
         self.counts: NDArray[np.int64] = np.zeros(2 * HALF, np.int64)
 
-    def merge(self: Kind, other: Kind) -> Kind:
-        return super().merge(other)
-
     @property
     def centers(self) -> Float64:
         """The middle of each bin."""
@@ -201,9 +197,8 @@ class Histogram(Observer):
         bins = np.floor(np.ldexp(rows.reshape(-1).astype(np.float64), -self.exponent))
         self.counts += np.bincount(bins.astype(np.int64) + HALF, minlength=2 * HALF)
 
-    def _absorb(self: Same, other: Same) -> None:
+    def _absorb(self, other: Any) -> None:
         super()._absorb(other)
-        assert isinstance(self, Histogram) and isinstance(other, Histogram)
         self._grow(other.exponent)
         self.counts += _merged(other.counts, self.exponent - other.exponent)
 
@@ -232,7 +227,7 @@ class Percentile(Histogram):
         self.percent = percent
 
     def merge(self: Kind, other: Kind) -> Kind:
-        if getattr(other, "percent", None) != self.__dict__["percent"]:
+        if not isinstance(other, Percentile) or other.percent != self.percent:
             raise bad("other", f"got {other!r}", other, "the same percent", ArgTypeError)
         return super().merge(other)
 
