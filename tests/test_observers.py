@@ -138,6 +138,12 @@ def test_p15_nothing_seen(kind):
             observer.qparams("int8")
 
 
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0)])
+def test_p15_channels_without_values(shape):
+    with pytest.raises(qrs.ArgValueError, match="observer: has seen no data"):
+        MinMax(0).update(np.zeros(shape, np.float32)).range()
+
+
 @pytest.mark.parametrize("kind", [*EXACT, MovingAverage])
 def test_p15_all_zeros_and_one_value(kind):
     assert kind().update(np.zeros(9, np.float32)).qparams("int8")[0] == 1

@@ -22,7 +22,6 @@ from .schemes import Scheme, as_scheme
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
-Array = NDArray[Any]
 Same = TypeVar("Same", bound="Observer")
 Kind = TypeVar("Kind", bound="Percentile")
 
@@ -92,8 +91,9 @@ class Observer(ABC):
         return _qparams_of(lo, hi, scheme)
 
     def __repr__(self) -> str:
-        seen = "no data" if self.lo is None else f"lo={self.lo.tolist()}, hi={_list(self.hi)}"
-        return f"{type(self).__name__}({seen})"
+        if self.lo is None or self.hi is None:
+            return f"{type(self).__name__}(no data)"
+        return f"{type(self).__name__}(lo={self.lo.tolist()}, hi={self.hi.tolist()})"
 
     def _rows(self, values: Float32, name: str) -> Float32:
         """The values as (channels, n), or as (1, n) without an axis."""
@@ -102,9 +102,10 @@ class Observer(ABC):
         if not -values.ndim <= self.axis < values.ndim:
             shape = values.shape
             raise bad("axis", f"got {self.axis} for {name} of shape {shape}", self.axis, "an axis")
-        rows = np.moveaxis(values, self.axis, 0).reshape(values.shape[self.axis], -1)
-        self._check_channels(len(rows), name)
-        return rows
+        channels = values.shape[self.axis]
+        self._check_channels(channels, name)
+        rows = np.moveaxis(values, self.axis, 0)
+        return rows.reshape(channels, values.size // max(channels, 1))
 
     def _check_channels(self, channels: int | None, name: str) -> None:
         if self.lo is not None and channels is not None and len(self.lo) != channels:
@@ -168,7 +169,7 @@ class MovingAverage(MinMax):
         raise bad("other", "moving averages have no common order", other, "MinMax, or one observer")
 
 
-class Histogram(Observer):
+class Histogram(MinMax):
     """Counts in 4096 bins, whatever the amount of data; the range is that of `MinMax`.
 
     Bin i holds the values in [i, i + 1) * 2^exponent, for i from -2048 to 2047. When a value falls
@@ -207,9 +208,6 @@ class Histogram(Observer):
             self.counts = _merged(self.counts, exponent - self.exponent)
             self.exponent = exponent
 
-    def _range(self, lo: Float32, hi: Float32, scheme: Scheme | None) -> tuple[Float32, Float32]:
-        return lo, hi
-
 
 class Percentile(Histogram):
     """All but the outermost values: `percent` of them lie below hi, and as many above lo.
@@ -240,9 +238,9 @@ class Percentile(Histogram):
 
 
 class MSE(Histogram):
-    """The range within which the squared error of the quantized histogram is least; the default.
+    """The range within which the squared error of the quantized histogram is least.
 
-    Needs a scheme. 100 shrunken ranges are tried, then for the best one each side alone; of equal
+    The one to start with. Needs a scheme. 100 shrunken ranges are tried, then for the best one each side alone; of equal
     errors the wider range is taken.
 
     >>> x = np.append(np.linspace(-1, 1, 10_001), 8.0)
@@ -359,7 +357,3 @@ def _error(centers: Float64, shares: Float64, lo: Float32, hi: Float32, scheme: 
     qt = scheme.quantize(x, backends.of(x), scale, zero_point)
     x_hat = qt.dequantize().astype(np.float64)
     return float(np.sum(shares * (centers - x_hat) ** 2))
-
-
-def _list(values: Float32 | None) -> Any:
-    return None if values is None else values.tolist()
