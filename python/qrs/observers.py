@@ -240,8 +240,8 @@ class Percentile(Histogram):
 class MSE(Histogram):
     """The range within which the squared error of the quantized histogram is least.
 
-    The one to start with. Needs a scheme. 100 shrunken ranges are tried, then for the best one each side alone; of equal
-    errors the wider range is taken.
+    The one to start with. Needs a scheme. 100 shrunken ranges are tried, then for the best one each
+    side alone; of equal errors the wider range is taken.
 
     >>> x = np.append(np.linspace(-1, 1, 10_001), 8.0)
     >>> bool(MSE().update(x).qparams("int4")[0] < MinMax().update(x).qparams("int4")[0])
