@@ -163,9 +163,22 @@ pub(crate) fn reaches(level: Level) -> bool {
     LEVEL.load(Ordering::Relaxed) >= level as u8
 }
 
+/// The level that the environment asks for, unless another thread has set one in the meantime.
 #[cold]
 fn first_level() -> Level {
-    init().or_else(|_| set_level(None)).unwrap_or(Level::Baseline)
+    let available = levels();
+    let level = requested(&available).or_else(|_| choose(None, &available));
+    let level = level.unwrap_or(Level::Baseline);
+    match LEVEL.compare_exchange(0, level as u8, Ordering::Relaxed, Ordering::Relaxed) {
+        Ok(_) => level,
+        Err(known) => Level::ALL[usize::from(known) - 1],
+    }
+}
+
+/// The level that `QRS_SIMD` asks for.
+fn requested(available: &[Level]) -> Result<Level, String> {
+    let requested = std::env::var_os("QRS_SIMD").filter(|value| !value.is_empty());
+    choose(requested.as_ref().map(|value| value.to_string_lossy()).as_deref(), available)
 }
 
 /// Reads `QRS_SIMD` and sets the level.
@@ -173,9 +186,9 @@ fn first_level() -> Level {
 /// # Errors
 /// What is expected instead, in words.
 pub fn init() -> Result<Level, String> {
-    let requested = std::env::var_os("QRS_SIMD").filter(|value| !value.is_empty());
-    let requested = requested.as_ref().map(|value| value.to_string_lossy());
-    set_level(requested.as_deref())
+    let level = requested(&levels())?;
+    LEVEL.store(level as u8, Ordering::Relaxed);
+    Ok(level)
 }
 
 /// Sets the level of the process; None is the highest. For tests, which run at every level.
