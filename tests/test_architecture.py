@@ -22,7 +22,8 @@ RUST = ROOT / "rust"
 
 # Lowest first. A module may import from its own row, and from those above it in this list.
 LAYERS = (
-    {"errors", "constants", "checks", "devices", "float_formats", "codebooks", "_qrs"},
+    {"errors", "constants", "checks", "convolution", "devices", "float_formats"},
+    {"codebooks", "_qrs"},
     {"backends"},
     {"arrays", "granularity", "metrics", "statistics", "qtensor"},
     {"schemes", "observers"},

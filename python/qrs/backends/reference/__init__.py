@@ -43,7 +43,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 from .arrays import Array, Bytes, Codes, Float32, Float64, Integers, into
-from .kmeans import KmeansOperations, Labels
+from .grouped_matmul import GroupedMatmulOperations, GroupedWeights
+from .int8_matmul import Int8Weights, Int32
+from .kmeans import Labels
 
 __all__ = [
     "OPERATIONS",
@@ -52,6 +54,9 @@ __all__ = [
     "Codes",
     "Float32",
     "Float64",
+    "GroupedWeights",
+    "Int8Weights",
+    "Int32",
     "Integers",
     "Labels",
     "Reference",
@@ -59,7 +64,7 @@ __all__ = [
 ]
 
 
-class Reference(KmeansOperations):
+class Reference(GroupedMatmulOperations):
     """Every operation in numpy. Other backends override what they accelerate.
 
     >>> import numpy as np
