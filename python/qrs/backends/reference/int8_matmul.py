@@ -119,20 +119,18 @@ class Int8MatmulOperations(KmeansOperations):
         qmax: int,
         out: Codes | None = None,
     ) -> Codes:
-        """clip(rne(float32(sums) * scale) + zero_point, qmin, qmax): int8 if qmin < 0, else uint8.
+        """clip(rne(sums * scale + zero_point), qmin, qmax): int8 if qmin < 0, else uint8.
 
-        scale, of the inputs over that of the output: (rows or 1, cols or 1). A ReLU is
-        qmin = zero_point.
+        In float64 up to the rounding, as ONNX defines QLinearMatMul. scale, float32, of the inputs
+        over that of the output: (rows or 1, cols or 1). A ReLU is qmin = zero_point.
 
         >>> sums = np.array([[5, -3, 1000]], np.int32)
         >>> half = np.array([[0.5]], np.float32)
         >>> Int8MatmulOperations().requantize(sums, half, 10, 0, 255).tolist()
         [[12, 8, 255]]
         """
-        with np.errstate(over="ignore", under="ignore"):
-            v = sums.astype(np.float32) * scale
-        v = np.rint(np.clip(v, np.float32(qmin - zero_point), np.float32(qmax - zero_point)))
-        return into(out, (v.astype(np.int32) + zero_point).astype(_code_dtype(qmin)))
+        v = sums * scale.astype(np.float64) + zero_point
+        return into(out, np.rint(np.clip(v, qmin, qmax)).astype(_code_dtype(qmin)))
 
     def requantize_fixed_point(
         self,
