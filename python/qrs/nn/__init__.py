@@ -9,6 +9,8 @@
 """
 
 from .activations import Dynamic, Outliers, Static
+from .conv import Conv1d, Conv2d
+from .embedding import Embedding
 from .linear import Linear
 
-__all__ = ["Dynamic", "Linear", "Outliers", "Static"]
+__all__ = ["Conv1d", "Conv2d", "Dynamic", "Embedding", "Linear", "Outliers", "Static"]

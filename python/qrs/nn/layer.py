@@ -145,6 +145,12 @@ def as_dtype_of(y: Float32, x: Array) -> Array:
         return y.astype(x.dtype)
 
 
+def check_choice(arg: str, value: Any, accepted: tuple[str, ...]) -> None:
+    """Raise for a setting that is not one of the accepted words."""
+    if not isinstance(value, str) or value not in accepted:
+        raise bad(arg, f"got {value!r}", value, f"one of: {', '.join(accepted)}")
+
+
 def quantized(weight: Any, scheme: Scheme | str, solver: str, backend: str | None) -> QTensor:
     """The weight of `from_float`."""
     return api.quantize(weight, scheme, solver=solver, backend=backend)

@@ -10,7 +10,7 @@ from ..granularity import PerAxis
 from ..qtensor import QTensor
 from ..schemes import Int, Scheme
 from .activations import Dynamic, Encoded, Outliers, Static
-from .layer import Layer, as_dtype_of, quantized
+from .layer import Layer, as_dtype_of, check_choice, quantized
 from .output import REQUANTIZE, Requantize, combined_scale, integer_bias
 from .products import GroupedIntegers, Integers, MixedOutliers, Product, WeightOnly
 from .weights import (
@@ -172,9 +172,3 @@ def grouped_activation(activation: Any) -> Dynamic:
         expected = "None or 'int8-axis0' where the weight has a scale for each group"
         raise bad("activation", f"got {activation}", activation, expected)
     return activation
-
-
-def check_choice(arg: str, value: Any, accepted: tuple[str, ...]) -> None:
-    """Raise for a setting that is not one of the accepted words."""
-    if not isinstance(value, str) or value not in accepted:
-        raise bad(arg, f"got {value!r}", value, f"one of: {', '.join(accepted)}")
