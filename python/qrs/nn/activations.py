@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..arrays import Array
 from ..backends.reference import Codes, Float32, Int32, Reference
+from ..devices import library_of
 from ..errors import ArgTypeError, bad
 from ..granularity import PerAxis, PerTensor
 from ..observers import Observer
@@ -49,9 +50,11 @@ class Dynamic:
     def encode(self, rows: Array, ops: Reference) -> Encoded:
         """Codes of rows (m, k)."""
         s = self.scheme
+        if rows.size == 0:
+            return _of_nothing(s, rows)
         together = rows if isinstance(s.granularity, PerAxis) else rows.reshape(1, -1)
         codes, scale, zero_point = ops.quantize_affine_packed(
-            together, max(together.shape[1], 1), 8, s.qmin, s.qmax, s.symmetric, s.scale_dtype
+            together, together.shape[1], 8, s.qmin, s.qmax, s.symmetric, s.scale_dtype
         )
         return Encoded(codes.reshape(rows.shape).view(s.code_dtype), scale, zero_point)
 
@@ -90,9 +93,9 @@ class Static:
         """Codes of rows (m, k)."""
         s, together = self.scheme, rows.reshape(1, -1)
         scale, zero_point = self.as_arrays(rows)
-        codes = ops.quantize_affine(
-            together, max(together.shape[1], 1), scale, zero_point, s.qmin, s.qmax
-        )
+        if rows.size == 0:
+            return _of_nothing(s, rows)
+        codes = ops.quantize_affine(together, together.shape[1], scale, zero_point, s.qmin, s.qmax)
         return Encoded(codes.reshape(rows.shape), scale, zero_point)
 
     def as_arrays(self, like: Array) -> tuple[Float32, Int32]:
@@ -141,6 +144,13 @@ def as_activation(value: Any) -> Activation | None:
         return Dynamic(_checked(as_scheme(value)))
     expected = "None, a scheme, Static(...) or Outliers(...)"
     raise bad("activation", f"got {value!r}", value, expected, ArgTypeError)
+
+
+def _of_nothing(scheme: Int, rows: Array) -> Encoded:
+    """Codes of no rows; none of them has a scale."""
+    xp = library_of(rows)
+    codes = xp.zeros(rows.shape, scheme.code_dtype)
+    return Encoded(codes, xp.ones((len(rows), 1), np.float32), None)
 
 
 def _checked(scheme: Scheme) -> Int:

@@ -26,9 +26,6 @@ class Embedding(Layer):
 
     def __init__(self, weight: QTensor, *, backend: str | None = None) -> None:
         super().__init__(checked_weight(weight, 2), None, None, None, backend)
-        if not weight.scheme.is_rowwise(2):
-            found, expected = f"got {weight.scheme}", "one whose rows have parameters of their own"
-            raise bad("scheme", found, str(weight.scheme), expected)
 
     @classmethod
     def from_float(

@@ -78,9 +78,10 @@ class Layer:
         if f"{prefix}input_scale" in state:
             activation = _static(state, f"{prefix}input", "activation", activation)
         if f"{prefix}output_scale" in state:
-            settings["output"] = _static(state, f"{prefix}output", "output", output)
-        bias = state.get(f"{prefix}bias")
-        return cls(state[f"{prefix}weight"], bias, activation=activation, **settings)
+            output = _static(state, f"{prefix}output", "output", output)
+        parts = {"bias": state.get(f"{prefix}bias"), "activation": activation, "output": output}
+        settings |= {name: part for name, part in parts.items() if part is not None}
+        return cls(state[f"{prefix}weight"], **settings)
 
     @property
     def nbytes(self) -> int:

@@ -95,7 +95,8 @@ def grouped_weights(qt: QTensor, ops: Reference) -> GroupedWeights:
     n, k = qt.shape
     granularity, bits = qt.scheme.granularity, qt.scheme.bits
     by_input = isinstance(granularity, PerAxis) and granularity.axis % 2 == 1
-    if by_input or not 2 <= bits <= 8 or "sparse" in qt.parts:
+    sparse = any(name.startswith("sparse") for name in qt.parts)
+    if by_input or not 2 <= bits <= 8 or sparse:
         expected = "codes of 2 to 8 bits, scales per tensor, output or group, and no outliers"
         raise bad("scheme", f"got {qt.scheme}", str(qt.scheme), expected)
     group_size = granularity.group_size if isinstance(granularity, PerGroup) else max(k, 1)
