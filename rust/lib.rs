@@ -10,11 +10,16 @@
 
 pub mod affine;
 pub mod codebooks;
+pub mod conv;
+pub(crate) mod dot;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod dot_x86;
 pub mod error;
 pub(crate) mod f16c;
 pub mod float_formats;
 pub mod floats;
 pub mod grid;
+pub mod int8;
 pub mod kmeans;
 pub mod kmeans_1d;
 pub(crate) mod lookup;
@@ -25,6 +30,7 @@ pub(crate) mod parts;
 mod py;
 pub mod qparams;
 pub mod range;
+pub mod requantize;
 pub mod rows;
 pub mod scale_search;
 pub mod simd;

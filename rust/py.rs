@@ -8,6 +8,7 @@ mod arrays;
 mod codebooks;
 mod errors;
 mod floats;
+mod int8;
 mod kmeans;
 mod kmeans_1d;
 mod params;
@@ -41,6 +42,11 @@ mod _qrs {
     use super::floats::{
         choose_scale_float, choose_scale_float_nested, decode_float, dequantize_float,
         dequantize_float_packed, encode_float, quantize_float, quantize_float_packed,
+    };
+    #[pymodule_export]
+    use super::int8::{
+        Int8Weights, column_absmax, conv_int8, dequantize_sums, linear_int8, matmul_int8,
+        pack_int8, requantize, requantize_fixed_point,
     };
     #[pymodule_export]
     use super::kmeans::{kmeans_assign, kmeans_potentials, kmeans_update};
@@ -87,6 +93,7 @@ macro_rules! with_code {
         }
     };
 }
+use with_code;
 
 #[pyfunction]
 fn group_range(

@@ -4,18 +4,21 @@ Arrays are C-contiguous with two axes; float16 and bfloat16 travel as uint16 wit
 dtype beside them. Parameters are positional-only in spirit: they have no meaning outside of qrs.
 """
 
-from typing import Any
+from typing import Any, final
 
-from numpy import float32, float64, int32, uint8
+from numpy import float32, float64, int8, int32, uint8
 from numpy.typing import NDArray
 
 __all__ = [
+    "Int8Weights",
     "center_scales",
     "choose_qparams_affine",
     "choose_scale_codebook",
     "choose_scale_float",
     "choose_scale_float_nested",
     "choose_scale_lsq",
+    "column_absmax",
+    "conv_int8",
     "decode_float",
     "dequantize_affine",
     "dequantize_affine_packed",
@@ -23,6 +26,7 @@ __all__ = [
     "dequantize_codebook_packed",
     "dequantize_float",
     "dequantize_float_packed",
+    "dequantize_sums",
     "encode_float",
     "fake_quantize_affine",
     "group_range",
@@ -30,14 +34,19 @@ __all__ = [
     "kmeans_assign",
     "kmeans_potentials",
     "kmeans_update",
+    "linear_int8",
+    "matmul_int8",
     "num_threads",
     "pack_bits",
+    "pack_int8",
     "quantize_affine",
     "quantize_affine_packed",
     "quantize_codebook",
     "quantize_codebook_packed",
     "quantize_float",
     "quantize_float_packed",
+    "requantize",
+    "requantize_fixed_point",
     "set_num_threads",
     "set_simd_level",
     "simd_level",
@@ -247,3 +256,60 @@ def set_simd_level(name: str) -> None: ...
 def num_threads() -> int: ...
 def set_num_threads(n: int) -> None: ...
 def version() -> str: ...
+
+@final
+class Int8Weights: ...
+
+def pack_int8(
+    codes: NDArray[int8], zero_point: NDArray[int32] | None = None, groups: int = 1
+) -> Int8Weights: ...
+def matmul_int8(
+    x: NDArray[Any],
+    weights: Int8Weights,
+    x_zero_point: NDArray[int32] | None = None,
+    bias: NDArray[int32] | None = None,
+    out: NDArray[int32] | None = None,
+) -> NDArray[int32]: ...
+def linear_int8(
+    x: NDArray[Any],
+    weights: Int8Weights,
+    x_scale: NDArray[float32],
+    x_zero_point: NDArray[int32] | None,
+    w_scale: NDArray[float32],
+    bias: NDArray[float32] | None = None,
+    relu: bool = False,
+    out: NDArray[float32] | None = None,
+) -> NDArray[float32]: ...
+def conv_int8(
+    x: NDArray[Any],
+    weights: Int8Weights,
+    shape: tuple[int, ...],
+    x_zero_point: int,
+    bias: NDArray[int32] | None = None,
+    out: NDArray[int32] | None = None,
+) -> NDArray[int32]: ...
+def dequantize_sums(
+    sums: NDArray[int32],
+    scale: NDArray[float32],
+    bias: NDArray[float32] | None = None,
+    relu: bool = False,
+    out: NDArray[float32] | None = None,
+) -> NDArray[float32]: ...
+def requantize(
+    sums: NDArray[int32],
+    scale: NDArray[float32],
+    zero_point: int,
+    qmin: int,
+    qmax: int,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]: ...
+def requantize_fixed_point(
+    sums: NDArray[int32],
+    multiplier: NDArray[int32],
+    shift: NDArray[int32],
+    zero_point: int,
+    qmin: int,
+    qmax: int,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]: ...
+def column_absmax(x: NDArray[Any], dtype: str) -> NDArray[float32]: ...

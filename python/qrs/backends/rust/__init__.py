@@ -6,15 +6,14 @@ arrays cross the border as uint16 views with the name of their dtype.
 
 from __future__ import annotations
 
-from typing import ClassVar, overload
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _qrs
-from ..constants import DTYPE_NAMES, DTYPES
-from ..float_formats import FORMATS
-from .reference import (
+from ... import _qrs
+from ...float_formats import FORMATS
+from ..reference import (
     Array,
     Bytes,
     Codes,
@@ -22,18 +21,19 @@ from .reference import (
     Float64,
     Integers,
     Labels,
-    Reference,
     into,
 )
+from .products import Products
+from .raw import bits_of, column, int32, raw, row, typed
 
 
-class Rust(Reference):
+class Rust(Products):
     """SIMD levels chosen at run time, rayon underneath; see `qrs.simd_level()`."""
 
     name: ClassVar[str] = "rust"
 
     def group_range(self, x: Array, group_size: int) -> tuple[Float32, Float32]:
-        return _qrs.group_range(*_raw(x), group_size)
+        return _qrs.group_range(*raw(x), group_size)
 
     def choose_qparams_affine(
         self, lo: Float32, hi: Float32, qmin: int, qmax: int, symmetric: bool, scale_dtype: str
@@ -50,8 +50,8 @@ class Rust(Reference):
         qmax: int,
         out: Codes | None = None,
     ) -> Codes:
-        z = _int32(zero_point)
-        return _qrs.quantize_affine(*_raw(x), group_size, scale, z, qmin, qmax, out)
+        z = int32(zero_point)
+        return _qrs.quantize_affine(*raw(x), group_size, scale, z, qmin, qmax, out)
 
     def dequantize_affine(
         self,
@@ -62,8 +62,8 @@ class Rust(Reference):
         dtype: str,
         out: Array | None = None,
     ) -> Array:
-        z, bits = _int32(zero_point), _bits_of(out)
-        return _typed(_qrs.dequantize_affine(codes, group_size, scale, z, dtype, bits), dtype)
+        z, bits = int32(zero_point), bits_of(out)
+        return typed(_qrs.dequantize_affine(codes, group_size, scale, z, dtype, bits), dtype)
 
     def pack_bits(self, codes: Codes, bits: int, out: Bytes | None = None) -> Bytes:
         return _qrs.pack_bits(codes, bits, out)
@@ -86,9 +86,9 @@ class Rust(Reference):
         zero_point: Integers | None = None,
         out: Bytes | None = None,
     ) -> tuple[Bytes, Float32, Integers | None]:
-        z = _int32(zero_point)
+        z = int32(zero_point)
         return _qrs.quantize_affine_packed(
-            *_raw(x), group_size, bits, qmin, qmax, symmetric, scale_dtype, scale, z, out
+            *raw(x), group_size, bits, qmin, qmax, symmetric, scale_dtype, scale, z, out
         )
 
     def dequantize_affine_packed(
@@ -104,9 +104,9 @@ class Rust(Reference):
         out: Array | None = None,
     ) -> Array:
         x_hat = _qrs.dequantize_affine_packed(
-            packed, cols, group_size, bits, signed, scale, _int32(zero_point), dtype, _bits_of(out)
+            packed, cols, group_size, bits, signed, scale, int32(zero_point), dtype, bits_of(out)
         )
-        return _typed(x_hat, dtype)
+        return typed(x_hat, dtype)
 
     def fake_quantize_affine(
         self,
@@ -120,22 +120,22 @@ class Rust(Reference):
         zero_point: Integers | None = None,
         out: Array | None = None,
     ) -> Array:
-        bits, dtype = _raw(x)
+        bits, dtype = raw(x)
         x_hat = _qrs.fake_quantize_affine(
             bits, dtype, group_size, qmin, qmax, symmetric, scale_dtype, scale,
-            _int32(zero_point), _bits_of(out),
+            int32(zero_point), bits_of(out),
         )  # fmt: skip
-        return _typed(x_hat, dtype)
+        return typed(x_hat, dtype)
 
     def encode_float(
         self, x: Array, format: str, saturate: bool, out: Codes | None = None
     ) -> Codes:
-        return _qrs.encode_float(*_raw(x), format, saturate, out)
+        return _qrs.encode_float(*raw(x), format, saturate, out)
 
     def decode_float(
         self, codes: Codes, format: str, dtype: str, out: Array | None = None
     ) -> Array:
-        return _typed(_qrs.decode_float(codes, format, dtype, _bits_of(out)), dtype)
+        return typed(_qrs.decode_float(codes, format, dtype, bits_of(out)), dtype)
 
     def choose_scale_float(
         self, lo: Float32, hi: Float32, format: str, scale_dtype: str
@@ -155,7 +155,7 @@ class Rust(Reference):
         scale: Float32 | None,
         out: Codes | None = None,
     ) -> Codes:
-        return _qrs.quantize_float(*_raw(x), group_size, format, scale, out)
+        return _qrs.quantize_float(*raw(x), group_size, format, scale, out)
 
     def dequantize_float(
         self,
@@ -166,8 +166,8 @@ class Rust(Reference):
         dtype: str,
         out: Array | None = None,
     ) -> Array:
-        x_hat = _qrs.dequantize_float(codes, group_size, format, scale, dtype, _bits_of(out))
-        return _typed(x_hat, dtype)
+        x_hat = _qrs.dequantize_float(codes, group_size, format, scale, dtype, bits_of(out))
+        return typed(x_hat, dtype)
 
     def quantize_float_packed(
         self,
@@ -181,7 +181,7 @@ class Rust(Reference):
         place = None if out is None else out.view(FORMATS[format].code_dtype)
         aligned = place is None or place.flags.aligned
         codes, scale = _qrs.quantize_float_packed(
-            *_raw(x), group_size, format, scale_dtype, scale, place if aligned else None
+            *raw(x), group_size, format, scale_dtype, scale, place if aligned else None
         )
         packed = codes.view(np.uint8)
         return (packed if aligned else into(out, packed)), scale
@@ -198,9 +198,9 @@ class Rust(Reference):
     ) -> Array:
         codes = np.require(packed.view(FORMATS[format].code_dtype), requirements="A")
         x_hat = _qrs.dequantize_float_packed(
-            codes, cols, group_size, format, scale, dtype, _bits_of(out)
+            codes, cols, group_size, format, scale, dtype, bits_of(out)
         )
-        return _typed(x_hat, dtype)
+        return typed(x_hat, dtype)
 
     def choose_scale_codebook(
         self, lo: Float32, hi: Float32, low: float, high: float, scale_dtype: str
@@ -216,7 +216,7 @@ class Rust(Reference):
         codes: Codes | None,
         out: Codes | None = None,
     ) -> Codes:
-        return _qrs.quantize_codebook(*_raw(x), group_size, scale, thresholds, _row(codes), out)
+        return _qrs.quantize_codebook(*raw(x), group_size, scale, thresholds, row(codes), out)
 
     def dequantize_codebook(
         self,
@@ -229,9 +229,9 @@ class Rust(Reference):
         out: Array | None = None,
     ) -> Array:
         x_hat = _qrs.dequantize_codebook(
-            codes, group_size, scale, offset, book, dtype, _bits_of(out)
+            codes, group_size, scale, offset, book, dtype, bits_of(out)
         )
-        return _typed(x_hat, dtype)
+        return typed(x_hat, dtype)
 
     def center_scales(self, scale: Float32) -> tuple[Float32, Float32]:
         return _qrs.center_scales(scale)
@@ -247,8 +247,8 @@ class Rust(Reference):
         scale: Float32,
         scale_dtype: str,
     ) -> Float32:
-        table = _row(levels), _row(thresholds), _row(factors)
-        return _qrs.choose_scale_lsq(*_raw(x), group_size, weights, *table, scale, scale_dtype)
+        table = row(levels), row(thresholds), row(factors)
+        return _qrs.choose_scale_lsq(*raw(x), group_size, weights, *table, scale, scale_dtype)
 
     def quantize_codebook_packed(
         self,
@@ -263,7 +263,7 @@ class Rust(Reference):
         out: Bytes | None = None,
     ) -> tuple[Bytes, Float32 | None]:
         return _qrs.quantize_codebook_packed(
-            *_raw(x), group_size, bits, ends, scale_dtype, scale, thresholds, _row(codes), out
+            *raw(x), group_size, bits, ends, scale_dtype, scale, thresholds, row(codes), out
         )
 
     def dequantize_codebook_packed(
@@ -279,70 +279,29 @@ class Rust(Reference):
         out: Array | None = None,
     ) -> Array:
         x_hat = _qrs.dequantize_codebook_packed(
-            packed, cols, group_size, bits, scale, offset, book, dtype, _bits_of(out)
+            packed, cols, group_size, bits, scale, offset, book, dtype, bits_of(out)
         )
-        return _typed(x_hat, dtype)
+        return typed(x_hat, dtype)
 
     def kmeans_1d(
         self, x: Array, k: int, weights: Float64 | None, with_labels: bool
     ) -> tuple[Float64, NDArray[np.int32] | None, Float64, NDArray[np.int32]]:
-        return _qrs.kmeans_1d(*_raw(x), k, weights, with_labels)
+        return _qrs.kmeans_1d(*raw(x), k, weights, with_labels)
 
     def kmeans_assign(
         self, x: Float32, centers: Float32, out: tuple[Labels, Float32] | None = None
     ) -> tuple[Labels, Float32]:
-        places = () if out is None else (_column(out[0]), _column(out[1]))
+        places = () if out is None else (column(out[0]), column(out[1]))
         labels, distances = _qrs.kmeans_assign(x, centers, *places)
         return labels.reshape(-1), distances.reshape(-1)
 
     def kmeans_update(
         self, x: Float32, labels: Labels, weights: Float32 | None, k: int
     ) -> tuple[Float64, Float64]:
-        sums, totals = _qrs.kmeans_update(x, _column(labels), _column(weights), k)
+        sums, totals = _qrs.kmeans_update(x, column(labels), column(weights), k)
         return sums, totals.reshape(-1)
 
     def kmeans_potentials(
         self, x: Float32, candidates: Float32, closest: Float32, weights: Float32 | None
     ) -> Float64:
-        return _qrs.kmeans_potentials(x, candidates, _column(closest), _column(weights))
-
-
-_FLOAT32 = DTYPES["float32"]
-
-
-def _raw(x: Array) -> tuple[Array, str]:
-    """An array as the kernels take it, and the name of its dtype."""
-    if x.dtype is _FLOAT32:
-        return x, "float32"
-    name = DTYPE_NAMES[x.dtype]
-    return (x if x.itemsize > 2 else x.view(np.uint16)), name
-
-
-def _typed(raw: Array, dtype: str) -> Array:
-    return raw if dtype == "float32" else raw.view(DTYPES[dtype])
-
-
-def _bits_of(out: Array | None) -> Array | None:
-    return None if out is None else _raw(out)[0]
-
-
-def _int32(zero_point: Integers | None) -> NDArray[np.int32] | None:
-    return None if zero_point is None else zero_point.astype(np.int32, copy=False)
-
-
-@overload
-def _row(vector: Array) -> Array: ...
-@overload
-def _row(vector: None) -> None: ...
-def _row(vector: Array | None) -> Array | None:
-    """A vector as kernels take it, with two axes."""
-    return None if vector is None else vector.reshape(1, -1)
-
-
-@overload
-def _column(values: None) -> None: ...
-@overload
-def _column(values: Array) -> Array: ...
-def _column(values: Array | None) -> Array | None:
-    """One number for each point, as kernels take them."""
-    return None if values is None else values.reshape(-1, 1)
+        return _qrs.kmeans_potentials(x, candidates, column(closest), column(weights))

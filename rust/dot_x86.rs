@@ -1,0 +1,217 @@
+//! Sums of products of bytes by the instructions that x86 has for them.
+//!
+//! AVX-512 VNNI and AVX-VNNI multiply four u8 with four i8 and add the products to an i32, all in one
+//! instruction, VPDPBUSD. AVX2 widens both to i16, of which VPMADDWD adds two products exactly.
+//! `cargo bench -- matmul_int8` measures them.
+
+use std::arch::x86_64::{
+    __m128i, __m256i, __m512i, _mm_loadu_si128, _mm_set1_epi32, _mm256_add_epi32,
+    _mm256_cvtepi8_epi16, _mm256_cvtepu8_epi16, _mm256_dpbusd_avx_epi32, _mm256_hadd_epi32,
+    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_permute4x64_epi64, _mm256_set1_epi32,
+    _mm256_setzero_si256, _mm256_storeu_si256, _mm512_dpbusd_epi32, _mm512_loadu_si512,
+    _mm512_set1_epi32, _mm512_setzero_si512, _mm512_storeu_si512,
+};
+
+use crate::dot::{Dot, INPUTS, Line, OUTPUTS, Sums, Work};
+
+/// Runs `work` with AVX-512 VNNI.
+pub(crate) fn at_avx512<W: Work>(work: W) {
+    #[target_feature(enable = "avx,avx2,fma,bmi1,bmi2,f16c,lzcnt,movbe,popcnt")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl")]
+    #[target_feature(enable = "avx512vbmi,avx512vnni")]
+    fn run<W: Work>(work: W) {
+        work.run::<Avx512Vnni>();
+    }
+    // SAFETY: `at_level` calls this where the level has all these features.
+    unsafe { run(work) }
+}
+
+/// Runs `work` with AVX-VNNI.
+pub(crate) fn at_avxvnni<W: Work>(work: W) {
+    #[target_feature(enable = "avx,avx2,fma,bmi1,bmi2,f16c,lzcnt,movbe,popcnt,avxvnni")]
+    fn run<W: Work>(work: W) {
+        work.run::<AvxVnni>();
+    }
+    // SAFETY: `at_level` calls this where the level has all these features.
+    unsafe { run(work) }
+}
+
+/// Runs `work` with AVX2.
+pub(crate) fn at_avx2<W: Work>(work: W) {
+    #[target_feature(enable = "avx,avx2,fma,bmi1,bmi2,f16c,lzcnt,movbe,popcnt")]
+    fn run<W: Work>(work: W) {
+        work.run::<Avx2>();
+    }
+    // SAFETY: `at_level` calls this where the level has all these features.
+    unsafe { run(work) }
+}
+
+/// Only `run` of [`at_avx512`] names it.
+struct Avx512Vnni;
+
+impl Dot for Avx512Vnni {
+    #[inline(always)]
+    fn tile<const R: usize, const C: usize>(
+        rows: [&[[u8; INPUTS]]; R],
+        blocks: [&[Line]; C],
+    ) -> [[Sums; C]; R] {
+        let steps = steps_of(&rows, &blocks);
+        let mut out = [[[0; OUTPUTS]; C]; R];
+        // SAFETY: this is inlined into `run`, which has the features; all slices have `steps`
+        // elements, and lines, like sums, have the 64 bytes of a register.
+        unsafe {
+            let mut sums = [[_mm512_setzero_si512(); C]; R];
+            for step in 0..steps {
+                let lines: [__m512i; C] = std::array::from_fn(|c| {
+                    _mm512_loadu_si512(blocks[c].as_ptr().add(step).cast())
+                });
+                for r in 0..R {
+                    let x = _mm512_set1_epi32(four(rows[r], step));
+                    for c in 0..C {
+                        sums[r][c] = _mm512_dpbusd_epi32(sums[r][c], x, lines[c]);
+                    }
+                }
+            }
+            for (out, sums) in out.iter_mut().flatten().zip(sums.iter().flatten()) {
+                _mm512_storeu_si512(out.as_mut_ptr().cast(), *sums);
+            }
+        }
+        out
+    }
+}
+
+/// Only `run` of [`at_avxvnni`] names it.
+struct AvxVnni;
+
+impl Dot for AvxVnni {
+    #[inline(always)]
+    fn tile<const R: usize, const C: usize>(
+        rows: [&[[u8; INPUTS]]; R],
+        blocks: [&[Line]; C],
+    ) -> [[Sums; C]; R] {
+        let steps = steps_of(&rows, &blocks);
+        let mut out = [[[0; OUTPUTS]; C]; R];
+        for c in 0..C {
+            // SAFETY: this is inlined into `run`, which has the features; all slices have `steps`
+            // elements, and lines, like sums, have the 64 bytes of two registers.
+            unsafe {
+                let mut sums = [[_mm256_setzero_si256(); 2]; R];
+                for step in 0..steps {
+                    let line: *const __m256i = blocks[c].as_ptr().add(step).cast();
+                    let line = [_mm256_loadu_si256(line), _mm256_loadu_si256(line.add(1))];
+                    for r in 0..R {
+                        let x = _mm256_set1_epi32(four(rows[r], step));
+                        for half in 0..2 {
+                            sums[r][half] = _mm256_dpbusd_avx_epi32(sums[r][half], x, line[half]);
+                        }
+                    }
+                }
+                for r in 0..R {
+                    store(&mut out[r][c], sums[r]);
+                }
+            }
+        }
+        out
+    }
+}
+
+/// Only `run` of [`at_avx2`] names it.
+struct Avx2;
+
+impl Dot for Avx2 {
+    #[inline(always)]
+    fn tile<const R: usize, const C: usize>(
+        rows: [&[[u8; INPUTS]]; R],
+        blocks: [&[Line]; C],
+    ) -> [[Sums; C]; R] {
+        let steps = steps_of(&rows, &blocks);
+        let mut out = [[[0; OUTPUTS]; C]; R];
+        for c in 0..C {
+            let mut r = 0;
+            while r + 2 <= R {
+                // SAFETY: this is inlined into `run`, which has the features; all slices have
+                // `steps` elements.
+                let sums = unsafe { widened::<2>([rows[r], rows[r + 1]], blocks[c], steps) };
+                [out[r][c], out[r + 1][c]] = sums;
+                r += 2;
+            }
+            if r < R {
+                // SAFETY: as above.
+                [out[r][c]] = unsafe { widened::<1>([rows[r]], blocks[c], steps) };
+            }
+        }
+        out
+    }
+}
+
+/// The sums of `R` rows with one block, by products of i16.
+///
+/// # Safety
+/// The CPU must have AVX2, and all slices `steps` elements.
+#[inline(always)]
+unsafe fn widened<const R: usize>(
+    rows: [&[[u8; INPUTS]]; R],
+    block: &[Line],
+    steps: usize,
+) -> [Sums; R] {
+    let mut out = [[0; OUTPUTS]; R];
+    // SAFETY: lines have the 64 bytes of four loads; the caller vouches for the rest.
+    unsafe {
+        // Each quarter of a block: four outputs, of which two sums of two products lie side by side.
+        let mut sums = [[_mm256_setzero_si256(); 4]; R];
+        for step in 0..steps {
+            let line: *const __m128i = block.as_ptr().add(step).cast();
+            let x: [__m256i; R] =
+                std::array::from_fn(|r| _mm256_cvtepu8_epi16(_mm_set1_epi32(four(rows[r], step))));
+            for quarter in 0..4 {
+                let w = _mm256_cvtepi8_epi16(_mm_loadu_si128(line.add(quarter)));
+                for r in 0..R {
+                    let products = _mm256_madd_epi16(x[r], w);
+                    sums[r][quarter] = _mm256_add_epi32(sums[r][quarter], products);
+                }
+            }
+        }
+        for r in 0..R {
+            // Adding neighbours takes quarters in turn for each half of a register.
+            let halves: [__m256i; 2] = std::array::from_fn(|half| {
+                let both = _mm256_hadd_epi32(sums[r][2 * half], sums[r][2 * half + 1]);
+                _mm256_permute4x64_epi64::<0b11_01_10_00>(both)
+            });
+            store(&mut out[r], halves);
+        }
+    }
+    out
+}
+
+/// Writes the sums of a block.
+///
+/// # Safety
+/// The CPU must have AVX.
+#[inline(always)]
+unsafe fn store(out: &mut Sums, halves: [__m256i; 2]) {
+    let place: *mut __m256i = out.as_mut_ptr().cast();
+    // SAFETY: the sums have the 64 bytes of two registers.
+    unsafe {
+        _mm256_storeu_si256(place, halves[0]);
+        _mm256_storeu_si256(place.add(1), halves[1]);
+    }
+}
+
+/// Four inputs of a row as one lane.
+///
+/// # Safety
+/// `step` must be below the length of `row`.
+#[inline(always)]
+unsafe fn four(row: &[[u8; INPUTS]], step: usize) -> i32 {
+    // SAFETY: the caller vouches for the index.
+    i32::from_le_bytes(unsafe { *row.get_unchecked(step) })
+}
+
+/// How many lines the blocks have, checked to be the length of all slices.
+#[inline(always)]
+fn steps_of(rows: &[&[[u8; INPUTS]]], blocks: &[&[Line]]) -> usize {
+    let steps = blocks[0].len();
+    assert!(rows.iter().all(|row| row.len() == steps));
+    assert!(blocks.iter().all(|block| block.len() == steps));
+    steps
+}
