@@ -3,13 +3,18 @@
 //! AVX-512 VNNI and AVX-VNNI multiply four u8 with four i8 and add the products to an i32, all in one
 //! instruction, VPDPBUSD. AVX2 widens both to i16, of which VPMADDWD adds two products exactly.
 //! `cargo bench -- matmul_int8` measures them.
+//!
+//! Loops count instead of iterating: closures and iterators are functions without these instruction
+//! sets, into which intrinsics are not inlined.
+
+#![expect(clippy::needless_range_loop, reason = "see above")]
 
 use std::arch::x86_64::{
-    __m128i, __m256i, __m512i, _mm_loadu_si128, _mm_set1_epi32, _mm256_add_epi32,
-    _mm256_cvtepi8_epi16, _mm256_cvtepu8_epi16, _mm256_dpbusd_avx_epi32, _mm256_hadd_epi32,
-    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_permute4x64_epi64, _mm256_set1_epi32,
-    _mm256_setzero_si256, _mm256_storeu_si256, _mm512_dpbusd_epi32, _mm512_loadu_si512,
-    _mm512_set1_epi32, _mm512_setzero_si512, _mm512_storeu_si512,
+    __m128i, __m256i, _mm_loadu_si128, _mm_set1_epi32, _mm256_add_epi32, _mm256_cvtepi8_epi16,
+    _mm256_cvtepu8_epi16, _mm256_dpbusd_avx_epi32, _mm256_hadd_epi32, _mm256_loadu_si256,
+    _mm256_madd_epi16, _mm256_permute4x64_epi64, _mm256_set1_epi32, _mm256_setzero_si256,
+    _mm256_storeu_si256, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set1_epi32,
+    _mm512_setzero_si512, _mm512_storeu_si512,
 };
 
 use crate::dot::{Dot, INPUTS, Line, OUTPUTS, Sums, Work};
@@ -62,9 +67,10 @@ impl Dot for Avx512Vnni {
         unsafe {
             let mut sums = [[_mm512_setzero_si512(); C]; R];
             for step in 0..steps {
-                let lines: [__m512i; C] = std::array::from_fn(|c| {
-                    _mm512_loadu_si512(blocks[c].as_ptr().add(step).cast())
-                });
+                let mut lines = [_mm512_setzero_si512(); C];
+                for c in 0..C {
+                    lines[c] = _mm512_loadu_si512(blocks[c].as_ptr().add(step).cast());
+                }
                 for r in 0..R {
                     let x = _mm512_set1_epi32(four(rows[r], step));
                     for c in 0..C {
@@ -72,8 +78,10 @@ impl Dot for Avx512Vnni {
                     }
                 }
             }
-            for (out, sums) in out.iter_mut().flatten().zip(sums.iter().flatten()) {
-                _mm512_storeu_si512(out.as_mut_ptr().cast(), *sums);
+            for r in 0..R {
+                for c in 0..C {
+                    _mm512_storeu_si512(out[r][c].as_mut_ptr().cast(), sums[r][c]);
+                }
             }
         }
         out
@@ -161,8 +169,10 @@ unsafe fn widened<const R: usize>(
         let mut sums = [[_mm256_setzero_si256(); 4]; R];
         for step in 0..steps {
             let line: *const __m128i = block.as_ptr().add(step).cast();
-            let x: [__m256i; R] =
-                std::array::from_fn(|r| _mm256_cvtepu8_epi16(_mm_set1_epi32(four(rows[r], step))));
+            let mut x = [_mm256_setzero_si256(); R];
+            for r in 0..R {
+                x[r] = _mm256_cvtepu8_epi16(_mm_set1_epi32(four(rows[r], step)));
+            }
             for quarter in 0..4 {
                 let w = _mm256_cvtepi8_epi16(_mm_loadu_si128(line.add(quarter)));
                 for r in 0..R {
@@ -173,10 +183,11 @@ unsafe fn widened<const R: usize>(
         }
         for r in 0..R {
             // Adding neighbours takes quarters in turn for each half of a register.
-            let halves: [__m256i; 2] = std::array::from_fn(|half| {
+            let mut halves = [_mm256_setzero_si256(); 2];
+            for half in 0..2 {
                 let both = _mm256_hadd_epi32(sums[r][2 * half], sums[r][2 * half + 1]);
-                _mm256_permute4x64_epi64::<0b11_01_10_00>(both)
-            });
+                halves[half] = _mm256_permute4x64_epi64::<0b11_01_10_00>(both);
+            }
             store(&mut out[r], halves);
         }
     }

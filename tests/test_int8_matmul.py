@@ -1,4 +1,4 @@
-"""Integer products on the Rust backend: the bits of the reference, whatever shape, level or threads."""
+"""Integer products on Rust: the bits of the reference, whatever shape, level or threads."""
 
 import itertools
 
