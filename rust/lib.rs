@@ -18,6 +18,7 @@ pub mod error;
 pub(crate) mod f16c;
 pub mod float_formats;
 pub mod floats;
+pub mod functional;
 pub mod grid;
 pub mod int8;
 pub mod kmeans;

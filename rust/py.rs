@@ -8,6 +8,7 @@ mod arrays;
 mod codebooks;
 mod errors;
 mod floats;
+mod functional;
 mod int8;
 mod kmeans;
 mod kmeans_1d;
@@ -43,6 +44,8 @@ mod _qrs {
         choose_scale_float, choose_scale_float_nested, decode_float, dequantize_float,
         dequantize_float_packed, encode_float, quantize_float, quantize_float_packed,
     };
+    #[pymodule_export]
+    use super::functional::{gelu, layer_norm, softmax};
     #[pymodule_export]
     use super::int8::{
         Int8Weights, column_absmax, conv_int8, dequantize_sums, linear_int8, matmul_int8,

@@ -29,11 +29,13 @@ __all__ = [
     "dequantize_sums",
     "encode_float",
     "fake_quantize_affine",
+    "gelu",
     "group_range",
     "kmeans_1d",
     "kmeans_assign",
     "kmeans_potentials",
     "kmeans_update",
+    "layer_norm",
     "linear_int8",
     "matmul_int8",
     "num_threads",
@@ -51,6 +53,7 @@ __all__ = [
     "set_simd_level",
     "simd_level",
     "simd_levels",
+    "softmax",
     "unpack_bits",
     "version",
 ]
@@ -313,3 +316,13 @@ def requantize_fixed_point(
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]: ...
 def column_absmax(x: NDArray[Any], dtype: str) -> NDArray[float32]: ...
+def gelu(x: NDArray[Any], dtype: str, out: NDArray[Any] | None = None) -> NDArray[Any]: ...
+def softmax(x: NDArray[Any], dtype: str, out: NDArray[Any] | None = None) -> NDArray[Any]: ...
+def layer_norm(
+    x: NDArray[Any],
+    dtype: str,
+    weight: NDArray[float32],
+    bias: NDArray[float32],
+    eps: float,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]: ...

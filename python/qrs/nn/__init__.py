@@ -8,9 +8,10 @@
 (2, 8)
 """
 
+from . import functional
 from .activations import Dynamic, Outliers, Static
 from .conv import Conv1d, Conv2d
 from .embedding import Embedding
 from .linear import Linear
 
-__all__ = ["Conv1d", "Conv2d", "Dynamic", "Embedding", "Linear", "Outliers", "Static"]
+__all__ = ["Conv1d", "Conv2d", "Dynamic", "Embedding", "Linear", "Outliers", "Static", "functional"]

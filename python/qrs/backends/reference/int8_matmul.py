@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ...convolution import Convolution
 from .arrays import Codes, Float32, Integers, into
-from .kmeans import KmeansOperations
+from .functional import FunctionalOperations
 
 Int32 = NDArray[np.int32]
 Int8Weights = Any
@@ -26,7 +26,7 @@ class PlainInt8Weights:
     groups: int
 
 
-class Int8MatmulOperations(KmeansOperations):
+class Int8MatmulOperations(FunctionalOperations):
     """r = S (q - Z), summed in integers: exact, in whatever order. Class A, all of it.
 
     Sums wrap like int32 does; whoever calls has made sure that none is too large.

@@ -283,6 +283,18 @@ class Rust(Products):
         )
         return typed(x_hat, dtype)
 
+    def gelu(self, x: Array, out: Array | None = None) -> Array:
+        return typed(_qrs.gelu(*raw(x), bits_of(out)), x.dtype.name)
+
+    def softmax(self, x: Array, out: Array | None = None) -> Array:
+        return typed(_qrs.softmax(*raw(x), bits_of(out)), x.dtype.name)
+
+    def layer_norm(
+        self, x: Array, weight: Float32, bias: Float32, eps: float, out: Array | None = None
+    ) -> Array:
+        y = _qrs.layer_norm(*raw(x), weight, bias, eps, bits_of(out))
+        return typed(y, x.dtype.name)
+
     def kmeans_1d(
         self, x: Array, k: int, weights: Float64 | None, with_labels: bool
     ) -> tuple[Float64, NDArray[np.int32] | None, Float64, NDArray[np.int32]]:

@@ -1,0 +1,181 @@
+//! What stands between the layers of a network: GELU, softmax, layer normalization.
+//!
+//! exp and erf are the polynomials of `qrs.backends.reference.functional`, operation by operation.
+
+use crate::error::Fault;
+use crate::numeric::{Element, round};
+use crate::rows::for_each_job;
+use crate::simd::multiversion;
+use crate::sums::lane_sums;
+
+/// Elements that a job works on, about.
+const BLOCK: usize = 1 << 14;
+
+const LOG2_E: f32 = 1.442_695;
+const LN2_HIGH: f32 = 0.693_359_375;
+const LN2_LOW: f32 = -2.121_944_4e-4;
+const EXP: [f32; 6] =
+    [0.5, 0.166_666_66, 0.041_666_295, 0.008_333_496_7, 0.001_394_466, 0.000_197_903_46];
+const LEAST_EXPONENT: f32 = -104.0;
+
+const ERF_END: f32 = 4.0;
+const ERF_ABOVE: [f32; 6] =
+    [1.128_379_1, 0.193_544_66, 0.053_101_64, 0.003_883_309_9, 0.000_284_562_6, 1.986_755e-6];
+const ERF_BELOW: [f32; 6] =
+    [1.0, 0.504_857_06, 0.115_349_784, 0.015_207_187, 0.001_185_557_9, 3.741_971e-5];
+
+/// `x` times the normal distribution function of `x`.
+///
+/// # Errors
+/// `NonFinite` if `x` holds NaN or an infinity.
+pub fn gelu<E: Element>(x: &[E::Repr], y: &mut [E::Repr]) -> Result<(), Fault> {
+    for_each_row::<E>(x, BLOCK, y, |_, row| {
+        gelu_row(row);
+        Ok(())
+    })
+}
+
+/// The exponentials of each row over their sum.
+///
+/// # Errors
+/// As [`gelu`].
+pub fn softmax<E: Element>(x: &[E::Repr], cols: usize, y: &mut [E::Repr]) -> Result<(), Fault> {
+    for_each_row::<E>(x, cols, y, |_, row| {
+        softmax_row(row);
+        Ok(())
+    })
+}
+
+/// Each row less its mean, over its standard deviation, times `weight`, plus `bias`.
+///
+/// # Errors
+/// As [`gelu`]; `ScaleOverflow` for the first row whose sums overflow.
+pub fn layer_norm<E: Element>(
+    x: &[E::Repr],
+    weight: &[f32],
+    bias: &[f32],
+    eps: f32,
+    y: &mut [E::Repr],
+) -> Result<(), Fault> {
+    assert_eq!(weight.len(), bias.len());
+    for_each_row::<E>(x, weight.len(), y, |row_index, row| {
+        if normalize_row(row, weight, bias, eps) {
+            Ok(())
+        } else {
+            Err(Fault::ScaleOverflow { group: row_index })
+        }
+    })
+}
+
+/// Runs `work` on each row as float32, in place; what it leaves is narrowed.
+fn for_each_row<E: Element>(
+    x: &[E::Repr],
+    cols: usize,
+    y: &mut [E::Repr],
+    work: impl Fn(usize, &mut [f32]) -> Result<(), Fault> + Sync,
+) -> Result<(), Fault> {
+    assert_eq!(x.len(), y.len());
+    let cols = cols.max(1);
+    let rows = (BLOCK / cols).max(1);
+    let jobs = x.chunks(rows * cols).zip(y.chunks_mut(rows * cols)).enumerate();
+    for_each_job(jobs, |(job, (x, y))| {
+        let mut room = vec![0.0; cols.min(x.len())];
+        for (i, (x, y)) in x.chunks(cols).zip(y.chunks_mut(cols)).enumerate() {
+            let row = &mut room[..x.len()];
+            if !widen::<E>(x, row) {
+                return Err(Fault::NonFinite);
+            }
+            work(job * rows + i, row)?;
+            narrow::<E>(row, y);
+        }
+        Ok(())
+    })
+}
+
+multiversion! {
+    /// Widens a row; whether all of it is finite.
+    fn widen<E: Element>(x: &[E::Repr], row: &mut [f32]) -> bool {
+        let mut greatest = 0;
+        for (wide, x) in row.iter_mut().zip(x) {
+            *wide = E::widen(*x);
+            greatest = greatest.max(wide.to_bits() & 0x7fff_ffff);
+        }
+        greatest < f32::INFINITY.to_bits()
+    }
+}
+
+multiversion! {
+    fn narrow<E: Element>(row: &[f32], y: &mut [E::Repr]) {
+        E::narrow_all(row, y);
+    }
+}
+
+multiversion! {
+    fn gelu_row(row: &mut [f32]) {
+        for x in row {
+            let half = *x * 0.5;
+            *x = half * (1.0 + erf(*x * std::f32::consts::FRAC_1_SQRT_2));
+        }
+    }
+}
+
+multiversion! {
+    fn softmax_row(row: &mut [f32]) {
+        let greatest = row.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+        row.iter_mut().for_each(|x| *x = exp(*x - greatest));
+        let sum = lane_sums(row, |x| x);
+        row.iter_mut().for_each(|x| *x /= sum);
+    }
+}
+
+multiversion! {
+    /// Whether the sums are finite.
+    fn normalize_row(row: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) -> bool {
+        let count = row.len() as f32;
+        let mean = lane_sums(row, |x| x) / count;
+        row.iter_mut().for_each(|x| *x -= mean);
+        let variance = lane_sums(row, |x| x * x) / count;
+        let inverse = 1.0 / (variance + eps).sqrt();
+        for ((x, weight), bias) in row.iter_mut().zip(weight).zip(bias) {
+            *x = *x * inverse * weight + bias;
+        }
+        variance.is_finite()
+    }
+}
+
+/// e^x for x <= 0.
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    let x = if x > LEAST_EXPONENT { x } else { LEAST_EXPONENT };
+    let n = round(x * LOG2_E);
+    let r = (x - n * LN2_HIGH) - n * LN2_LOW;
+    let y = (polynomial(r, &EXP) * (r * r) + r) + 1.0;
+    // In two steps, of which the second alone may round: to a subnormal.
+    let n = n as i32;
+    let first = n >> 1;
+    y * power_of_two(first) * power_of_two(n - first)
+}
+
+#[inline(always)]
+fn power_of_two(n: i32) -> f32 {
+    f32::from_bits(((n + 127) << 23) as u32)
+}
+
+/// The error function.
+#[inline(always)]
+fn erf(x: f32) -> f32 {
+    let z = if x < ERF_END { x } else { ERF_END };
+    let z = if z > -ERF_END { z } else { -ERF_END };
+    let t = z * z;
+    z * polynomial(t, &ERF_ABOVE) / polynomial(t, &ERF_BELOW)
+}
+
+/// By Horner's rule, from the highest power.
+#[inline(always)]
+fn polynomial(x: f32, coefficients: &[f32; 6]) -> f32 {
+    let mut y = coefficients[5];
+    for c in coefficients[..5].iter().rev() {
+        y = y * x + c;
+    }
+    y
+}
