@@ -3,10 +3,10 @@
 //! exp and erf are the polynomials of `qrs.backends.reference.functional`, operation by operation.
 
 use crate::error::Fault;
-use crate::numeric::{Element, round};
+use crate::numeric::{Element, larger, round};
 use crate::rows::for_each_job;
 use crate::simd::multiversion;
-use crate::sums::lane_sums;
+use crate::sums::{LANES, lane_sums};
 
 /// Elements that a job works on, about.
 const BLOCK: usize = 1 << 14;
@@ -121,11 +121,26 @@ multiversion! {
 
 multiversion! {
     fn softmax_row(row: &mut [f32]) {
-        let greatest = row.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+        let greatest = greatest(row);
         row.iter_mut().for_each(|x| *x = exp(*x - greatest));
         let sum = lane_sums(row, |x| x);
         row.iter_mut().for_each(|x| *x /= sum);
     }
+}
+
+/// The greatest of numbers, found in as many lanes as sums have.
+#[inline(always)]
+fn greatest(row: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (whole, rest) = row.as_chunks::<LANES>();
+    for x in whole {
+        #[expect(clippy::needless_range_loop, reason = "as in `lane_sums`")]
+        for lane in 0..LANES {
+            lanes[lane] = larger(lanes[lane], x[lane]);
+        }
+    }
+    lanes.iter_mut().zip(rest).for_each(|(lane, x)| *lane = larger(*lane, *x));
+    lanes.into_iter().fold(f32::NEG_INFINITY, larger)
 }
 
 multiversion! {

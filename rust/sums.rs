@@ -31,10 +31,16 @@ pub(crate) fn lane_sums<A: Copy, T: Copy + Default + Add<Output = T>>(
 #[inline(always)]
 fn chunk_sum<A: Copy, T: Copy + Default + Add<Output = T>>(x: &[A], term: impl Fn(A) -> T) -> T {
     let mut lanes = [T::default(); LANES];
-    for x in x.chunks(LANES) {
-        for (lane, &x) in lanes.iter_mut().zip(x) {
-            *lane = *lane + term(x);
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for x in whole {
+        // Counting: a zip in here is not always inlined, and costs more than the sums.
+        #[expect(clippy::needless_range_loop, reason = "see above")]
+        for lane in 0..LANES {
+            lanes[lane] = lanes[lane] + term(x[lane]);
         }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane = *lane + term(x);
     }
     fold(lanes)
 }

@@ -55,7 +55,7 @@ class FunctionalOperations(KmeansOperations):
             return into(out, x.copy())
         with np.errstate(over="ignore", under="ignore"):
             powers = exp(values - values.max(axis=1, keepdims=True))
-            y: Float32 = powers / lane_sums(powers)[:, None]
+            y: Array = powers / lane_sums(powers)[:, None]
         return into(out, narrowed(y, x.dtype.name))
 
     def layer_norm(
@@ -79,7 +79,7 @@ class FunctionalOperations(KmeansOperations):
             if overflow.size:
                 raise KernelFault("scale_overflow", int(overflow[0]))
             inverse = np.float32(1) / np.sqrt(variance + np.float32(eps))
-            y: Float32 = centered * inverse[:, None] * weight + bias
+            y: Array = centered * inverse[:, None] * weight + bias
         return into(out, narrowed(y, x.dtype.name))
 
 
