@@ -18,25 +18,78 @@ pub(crate) const INPUTS: usize = 4;
 pub(crate) const TILE_ROWS: usize = 6;
 pub(crate) const TILE_BLOCKS: usize = 4;
 
-/// Weights of 16 outputs for four inputs: a cache line, and a register.
-#[derive(Clone, Copy)]
+/// Weights of 16 outputs for four inputs: a cache line, and a register. An output has a lane, its
+/// first input the lowest byte.
+#[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-pub(crate) struct Line(pub [[i8; INPUTS]; OUTPUTS]);
+pub(crate) struct Line(pub [u32; OUTPUTS]);
 
 impl Line {
-    pub(crate) const ZERO: Self = Self([[0; INPUTS]; OUTPUTS]);
+    pub(crate) const ZERO: Self = Self([0; OUTPUTS]);
+
+    /// Sets a weight that is still 0.
+    pub(crate) fn set(&mut self, output: usize, input: usize, code: i8) {
+        self.0[output] |= u32::from(code as u8) << (8 * input);
+    }
+
+    /// A weight.
+    #[inline(always)]
+    pub(crate) fn get(&self, output: usize, input: usize) -> i8 {
+        (self.0[output] >> (8 * input)) as i8
+    }
 }
 
 /// Sums of a block of outputs.
 pub(crate) type Sums = [i32; OUTPUTS];
 
-/// How an instruction set multiplies.
+/// Codes of a lane of four bits each: that of input i in the low half of byte i, of input i + 4 in
+/// the high half.
+pub(crate) const NIBBLES: usize = 2 * INPUTS;
+
+/// Where the code of an input begins in a lane of nibbles.
+pub(crate) const fn nibble_shift(input: usize) -> usize {
+    input % INPUTS * 8 + input / INPUTS * 4
+}
+
+/// Numbers of 16 outputs.
+pub(crate) type Row = [f32; OUTPUTS];
+
+/// How an instruction set multiplies, and unpacks what it multiplies. The bodies here are plain Rust;
+/// compilers make vectors of neither.
 pub(crate) trait Dot {
     /// The sums of `R` rows with `C` blocks of weights, a line for each four bytes of a row.
     fn tile<const R: usize, const C: usize>(
         rows: [&[[u8; INPUTS]]; R],
         blocks: [&[Line]; C],
     ) -> [[Sums; C]; R];
+
+    /// A line of nibbles as two lines of bytes.
+    #[inline(always)]
+    fn split_nibbles(line: &Line) -> [Line; 2] {
+        let half = |shift: usize| Line(line.0.map(|lane| (lane >> shift) & 0x0f0f_0f0f));
+        [half(0), half(4)]
+    }
+
+    /// For each input the entries of `table` that a line of nibbles names, less `zero_point`.
+    #[inline(always)]
+    fn nibble_levels(line: &Line, table: &Row, zero_point: &Row, levels: &mut [Row; NIBBLES]) {
+        for (input, levels) in levels.iter_mut().enumerate() {
+            for lane in 0..OUTPUTS {
+                let code = (line.0[lane] >> nibble_shift(input)) & 15;
+                levels[lane] = table[code as usize] - zero_point[lane];
+            }
+        }
+    }
+
+    /// For each input the codes of a line, less `zero_point`.
+    #[inline(always)]
+    fn byte_levels(line: &Line, zero_point: &Row, levels: &mut [Row; INPUTS]) {
+        for (input, levels) in levels.iter_mut().enumerate() {
+            for lane in 0..OUTPUTS {
+                levels[lane] = f32::from(line.get(lane, input)) - zero_point[lane];
+            }
+        }
+    }
 }
 
 /// What is to be run with the best instruction set of the level in use.
@@ -70,10 +123,12 @@ impl Dot for Portable {
         for (row, sums) in rows.iter().zip(&mut sums) {
             for (block, sums) in blocks.iter().zip(sums) {
                 for (x, line) in row.iter().zip(*block) {
-                    for (sum, w) in sums.iter_mut().zip(&line.0) {
-                        // Two products of i16 fit: |x w| <= 255 * 128.
-                        let pair = |i: usize| i32::from(x[i]) * i32::from(w[i]);
-                        *sum = sum.wrapping_add(pair(0) + pair(1) + pair(2) + pair(3));
+                    for lane in 0..OUTPUTS {
+                        for input in 0..INPUTS {
+                            let w = (line.0[lane] << (24 - 8 * input)) as i32 >> 24;
+                            let product = i32::from(x[input]) * w;
+                            sums[lane] = sums[lane].wrapping_add(product);
+                        }
                     }
                 }
             }

@@ -10,14 +10,18 @@
 #![expect(clippy::needless_range_loop, reason = "see above")]
 
 use std::arch::x86_64::{
-    __m128i, __m256i, _mm_loadu_si128, _mm_set1_epi32, _mm256_add_epi32, _mm256_cvtepi8_epi16,
+    __m128i, __m256i, _mm_loadu_si128, _mm_set1_epi32, _mm256_add_epi32, _mm256_and_si256,
+    _mm256_blendv_ps, _mm256_castsi256_ps, _mm256_cvtepi8_epi16, _mm256_cvtepi32_ps,
     _mm256_cvtepu8_epi16, _mm256_dpbusd_avx_epi32, _mm256_hadd_epi32, _mm256_loadu_si256,
-    _mm256_madd_epi16, _mm256_permute4x64_epi64, _mm256_set1_epi32, _mm256_setzero_si256,
-    _mm256_storeu_si256, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set1_epi32,
-    _mm512_setzero_si512, _mm512_storeu_si512,
+    _mm256_madd_epi16, _mm256_permute4x64_epi64, _mm256_permutevar8x32_ps, _mm256_set1_epi32,
+    _mm256_setzero_si256, _mm256_slli_epi32, _mm256_srai_epi32, _mm256_srli_epi32,
+    _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_ps, _mm512_and_si512, _mm512_cvtepi32_ps,
+    _mm512_dpbusd_epi32, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_permutexvar_ps,
+    _mm512_set1_epi32, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srai_epi32,
+    _mm512_srli_epi32, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_ps,
 };
 
-use crate::dot::{Dot, INPUTS, Line, OUTPUTS, Sums, Work};
+use crate::dot::{Dot, INPUTS, Line, NIBBLES, OUTPUTS, Row, Sums, Work, nibble_shift};
 
 /// Runs `work` with AVX-512 VNNI.
 pub(crate) fn at_avx512<W: Work>(work: W) {
@@ -86,6 +90,60 @@ impl Dot for Avx512Vnni {
         }
         out
     }
+
+    #[inline(always)]
+    fn split_nibbles(line: &Line) -> [Line; 2] {
+        let mut halves = [Line::ZERO; 2];
+        // SAFETY: this is inlined into `run`, which has the features; a line is a register.
+        unsafe {
+            let nibbles = _mm512_loadu_si512(line.0.as_ptr().cast());
+            let mask = _mm512_set1_epi32(0x0f0f_0f0f);
+            let (low, high) = (nibbles, _mm512_srli_epi32::<4>(nibbles));
+            for (half, bytes) in halves.iter_mut().zip([low, high]) {
+                let bytes = _mm512_and_si512(bytes, mask);
+                _mm512_storeu_si512(half.0.as_mut_ptr().cast(), bytes);
+            }
+        }
+        halves
+    }
+
+    #[inline(always)]
+    fn nibble_levels(line: &Line, table: &Row, zero_point: &Row, levels: &mut [Row; NIBBLES]) {
+        // SAFETY: this is inlined into `run`, which has the features; lines and rows are registers.
+        unsafe {
+            let codes = _mm512_loadu_si512(line.0.as_ptr().cast());
+            let table = _mm512_loadu_ps(table.as_ptr());
+            let zero_point = _mm512_loadu_ps(zero_point.as_ptr());
+            macro_rules! level {
+                ($($input:literal)*) => {$(
+                    // The lowest four bits of a lane are its index.
+                    let index = _mm512_srli_epi32::<{ nibble_shift($input) as u32 }>(codes);
+                    let level = _mm512_permutexvar_ps(index, table);
+                    let level = _mm512_sub_ps(level, zero_point);
+                    _mm512_storeu_ps(levels[$input].as_mut_ptr(), level);
+                )*};
+            }
+            level!(0 1 2 3 4 5 6 7);
+        }
+    }
+
+    #[inline(always)]
+    fn byte_levels(line: &Line, zero_point: &Row, levels: &mut [Row; INPUTS]) {
+        // SAFETY: as above.
+        unsafe {
+            let codes = _mm512_loadu_si512(line.0.as_ptr().cast());
+            let zero_point = _mm512_loadu_ps(zero_point.as_ptr());
+            macro_rules! level {
+                ($($input:literal)*) => {$(
+                    let code = _mm512_slli_epi32::<{ 24 - 8 * $input }>(codes);
+                    let code = _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(code));
+                    let level = _mm512_sub_ps(code, zero_point);
+                    _mm512_storeu_ps(levels[$input].as_mut_ptr(), level);
+                )*};
+            }
+            level!(0 1 2 3);
+        }
+    }
 }
 
 /// Only `run` of [`at_avxvnni`] names it.
@@ -121,6 +179,24 @@ impl Dot for AvxVnni {
         }
         out
     }
+
+    #[inline(always)]
+    fn split_nibbles(line: &Line) -> [Line; 2] {
+        // SAFETY: this is inlined into `run`, which has the features.
+        unsafe { split_nibbles(line) }
+    }
+
+    #[inline(always)]
+    fn nibble_levels(line: &Line, table: &Row, zero_point: &Row, levels: &mut [Row; NIBBLES]) {
+        // SAFETY: as above.
+        unsafe { nibble_levels(line, table, zero_point, levels) }
+    }
+
+    #[inline(always)]
+    fn byte_levels(line: &Line, zero_point: &Row, levels: &mut [Row; INPUTS]) {
+        // SAFETY: as above.
+        unsafe { byte_levels(line, zero_point, levels) }
+    }
 }
 
 /// Only `run` of [`at_avx2`] names it.
@@ -149,6 +225,112 @@ impl Dot for Avx2 {
             }
         }
         out
+    }
+
+    #[inline(always)]
+    fn split_nibbles(line: &Line) -> [Line; 2] {
+        // SAFETY: this is inlined into `run`, which has the features.
+        unsafe { split_nibbles(line) }
+    }
+
+    #[inline(always)]
+    fn nibble_levels(line: &Line, table: &Row, zero_point: &Row, levels: &mut [Row; NIBBLES]) {
+        // SAFETY: as above.
+        unsafe { nibble_levels(line, table, zero_point, levels) }
+    }
+
+    #[inline(always)]
+    fn byte_levels(line: &Line, zero_point: &Row, levels: &mut [Row; INPUTS]) {
+        // SAFETY: as above.
+        unsafe { byte_levels(line, zero_point, levels) }
+    }
+}
+
+/// The two halves of a line or a row.
+///
+/// # Safety
+/// The CPU must have AVX, and `place` 64 bytes.
+#[inline(always)]
+unsafe fn halves_of<T>(place: *const T) -> [__m256i; 2] {
+    let place: *const __m256i = place.cast();
+    // SAFETY: the caller vouches for it.
+    unsafe { [_mm256_loadu_si256(place), _mm256_loadu_si256(place.add(1))] }
+}
+
+/// [`Dot::split_nibbles`] with AVX2.
+///
+/// # Safety
+/// The CPU must have AVX2.
+#[inline(always)]
+unsafe fn split_nibbles(line: &Line) -> [Line; 2] {
+    let mut halves = [Line::ZERO; 2];
+    // SAFETY: a line has the 64 bytes of two registers; the caller vouches for the rest.
+    unsafe {
+        let mask = _mm256_set1_epi32(0x0f0f_0f0f);
+        for (half, nibbles) in halves_of(line).into_iter().enumerate() {
+            for (bytes, to) in
+                [nibbles, _mm256_srli_epi32::<4>(nibbles)].into_iter().zip(&mut halves)
+            {
+                let place: *mut __m256i = to.0.as_mut_ptr().cast();
+                _mm256_storeu_si256(place.add(half), _mm256_and_si256(bytes, mask));
+            }
+        }
+    }
+    halves
+}
+
+/// [`Dot::nibble_levels`] with AVX2.
+///
+/// # Safety
+/// The CPU must have AVX2.
+#[inline(always)]
+unsafe fn nibble_levels(line: &Line, table: &Row, zero_point: &Row, levels: &mut [Row; NIBBLES]) {
+    // SAFETY: lines and rows have the 64 bytes of two registers; the caller vouches for the rest.
+    unsafe {
+        let codes = halves_of(line);
+        let [low, high] = halves_of(table);
+        let (low, high) = (_mm256_castsi256_ps(low), _mm256_castsi256_ps(high));
+        let zero_points = halves_of(zero_point);
+        macro_rules! level {
+            ($($input:literal)*) => {$(
+                for half in 0..2 {
+                    // The lowest three bits of a lane are its index, and the next one says where.
+                    let index = _mm256_srli_epi32::<{ nibble_shift($input) as i32 }>(codes[half]);
+                    let is_high = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index));
+                    let level = _mm256_blendv_ps(
+                        _mm256_permutevar8x32_ps(low, index),
+                        _mm256_permutevar8x32_ps(high, index),
+                        is_high,
+                    );
+                    let level = _mm256_sub_ps(level, _mm256_castsi256_ps(zero_points[half]));
+                    _mm256_storeu_ps(levels[$input].as_mut_ptr().add(8 * half), level);
+                }
+            )*};
+        }
+        level!(0 1 2 3 4 5 6 7);
+    }
+}
+
+/// [`Dot::byte_levels`] with AVX2.
+///
+/// # Safety
+/// The CPU must have AVX2.
+#[inline(always)]
+unsafe fn byte_levels(line: &Line, zero_point: &Row, levels: &mut [Row; INPUTS]) {
+    // SAFETY: lines and rows have the 64 bytes of two registers; the caller vouches for the rest.
+    unsafe {
+        let (codes, zero_points) = (halves_of(line), halves_of(zero_point));
+        macro_rules! level {
+            ($($input:literal)*) => {$(
+                for half in 0..2 {
+                    let code = _mm256_slli_epi32::<{ 24 - 8 * $input }>(codes[half]);
+                    let code = _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(code));
+                    let level = _mm256_sub_ps(code, _mm256_castsi256_ps(zero_points[half]));
+                    _mm256_storeu_ps(levels[$input].as_mut_ptr().add(8 * half), level);
+                }
+            )*};
+        }
+        level!(0 1 2 3);
     }
 }
 

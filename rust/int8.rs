@@ -11,8 +11,9 @@ use std::ops::Range;
 
 use crate::dot::{Dot, INPUTS, Line, OUTPUTS, Sums, TILE_BLOCKS, TILE_ROWS, Work, at_level};
 use crate::rows::for_each_job;
+use crate::tiles::{Tile, cut};
 pub use panel::Rows;
-pub(crate) use panel::{Panel, finish, moved};
+pub(crate) use panel::{Panel, RowTerms, finish, moved};
 pub(crate) use store::Store;
 use store::{FloatStore, IntStore};
 
@@ -42,12 +43,6 @@ struct OutputTerms {
     zero_points: Sums,
 }
 
-impl std::fmt::Debug for Line {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
 /// Int8 weights (n, k) of outputs in `groups`, with a zero point for each output unless there are
 /// none: 16 outputs of four inputs side by side, zeros behind both.
 #[must_use]
@@ -69,8 +64,8 @@ pub fn pack_int8(
             let at = terms.len() * steps;
             for (lane, output) in (block..(first + outputs).min(block + OUTPUTS)).enumerate() {
                 let row = &codes[output * k..][..k];
-                for (four, line) in row.chunks(INPUTS).zip(&mut lines[at..]) {
-                    line.0[lane][..four.len()].copy_from_slice(four);
+                for (input, &code) in row.iter().enumerate() {
+                    lines[at + input / INPUTS].set(lane, input % INPUTS, code);
                 }
                 let sum = row.iter().fold(0_i32, |sum, &w| sum.wrapping_add(i32::from(w)));
                 of_block.sums[lane] = sum;
@@ -103,7 +98,7 @@ impl Int8Weights {
     pub(crate) fn code(&self, output: usize, input: usize) -> i8 {
         let (group, place) = (output / self.outputs_per_group(), output % self.outputs_per_group());
         let block = group * self.blocks_per_group() + place / OUTPUTS;
-        self.lines[block * self.steps() + input / INPUTS].0[place % OUTPUTS][input % INPUTS]
+        self.lines[block * self.steps() + input / INPUTS].get(place % OUTPUTS, input % INPUTS)
     }
 
     /// The zero point of an output.
@@ -172,16 +167,24 @@ impl<S: Store> Product<'_, S> {
             let of_row = self.panel.terms(row + r);
             for (c, raw) in raw.iter().enumerate() {
                 let of_block = &self.weights.terms[block + c];
-                let mut sums = *raw;
-                for (lane, sum) in sums.iter_mut().enumerate() {
-                    let w = of_row.zero_point.wrapping_mul(of_block.sums[lane]);
-                    let x = of_row.rest.wrapping_mul(of_block.zero_points[lane]);
-                    *sum = sum.wrapping_sub(w).wrapping_sub(x);
-                }
+                let sums = corrected(raw, of_row, &of_block.sums, &of_block.zero_points);
                 self.store.put(row + r - self.rows.start, block + c - self.blocks.start, &sums);
             }
         }
     }
+}
+
+/// What sums of products of bytes become by the zero points of both: `w_sums` and `w_zeros` are
+/// those of the outputs.
+#[inline(always)]
+pub(crate) fn corrected(raw: &Sums, of_row: RowTerms, w_sums: &Sums, w_zeros: &Sums) -> Sums {
+    let mut sums = *raw;
+    for lane in 0..OUTPUTS {
+        let w = of_row.zero_point.wrapping_mul(w_sums[lane]);
+        let x = of_row.rest.wrapping_mul(w_zeros[lane]);
+        sums[lane] = sums[lane].wrapping_sub(w).wrapping_sub(x);
+    }
+    sums
 }
 
 /// Sums (m, n) over k of (x - zero point)(w - zero point), plus a bias for each output.
@@ -234,24 +237,11 @@ fn for_each_tile<'o, T: Send, S: Store + Send>(
         let panel = Panel::new(&rows, first..first + count, weights.has_zero_points);
         let parts = JOBS.div_ceil(blocks.div_ceil(job_blocks));
         let job_rows = count.div_ceil(parts).next_multiple_of(TILE_ROWS).max(JOB_ROWS);
-        let mut jobs = vec![];
-        for (part, out) in out.chunks_mut(job_rows * n).enumerate() {
-            let mut by_columns: Vec<Vec<&mut [T]>> = vec![];
-            by_columns.resize_with(blocks.div_ceil(job_blocks), Vec::new);
-            for row in out.chunks_mut(n) {
-                let cut = row.chunks_mut(job_blocks * OUTPUTS);
-                by_columns.iter_mut().zip(cut).for_each(|(all, part)| all.push(part));
-            }
-            let start = part * job_rows;
-            for (index, places) in by_columns.into_iter().enumerate() {
-                jobs.push((start..start + places.len(), index * job_blocks, places));
-            }
-        }
-        let run = |(rows, first_block, places): (Range<usize>, usize, Vec<&'o mut [T]>)| {
-            let columns = first_block * OUTPUTS..n.min((first_block + job_blocks) * OUTPUTS);
-            let global = first + rows.start..first + rows.end;
-            let store = store(global, columns, places);
-            let blocks = first_block..blocks.min(first_block + job_blocks);
+        let jobs = cut(out, n, job_rows, job_blocks * OUTPUTS);
+        let run = |tile: Tile<'o, T>| {
+            let Tile { rows, columns, places } = tile;
+            let blocks = columns.start / OUTPUTS..columns.end.div_ceil(OUTPUTS);
+            let store = store(first + rows.start..first + rows.end, columns, places);
             at_level(Product { weights, panel: &panel, rows, blocks, store });
             Ok(())
         };

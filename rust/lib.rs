@@ -20,6 +20,7 @@ pub mod float_formats;
 pub mod floats;
 pub mod functional;
 pub mod grid;
+pub mod grouped;
 pub mod int8;
 pub mod kmeans;
 pub mod kmeans_1d;
@@ -38,4 +39,5 @@ pub mod simd;
 pub(crate) mod sums;
 #[cfg(test)]
 mod tests;
+pub(crate) mod tiles;
 pub mod x86;

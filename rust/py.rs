@@ -9,6 +9,7 @@ mod codebooks;
 mod errors;
 mod floats;
 mod functional;
+mod grouped;
 mod int8;
 mod kmeans;
 mod kmeans_1d;
@@ -46,6 +47,10 @@ mod _qrs {
     };
     #[pymodule_export]
     use super::functional::{gelu, layer_norm, softmax};
+    #[pymodule_export]
+    use super::grouped::{
+        GroupedWeights, add_matmul, linear_grouped_int8, matmul_grouped, pack_grouped,
+    };
     #[pymodule_export]
     use super::int8::{
         Int8Weights, column_absmax, conv_int8, dequantize_sums, linear_int8, matmul_int8,

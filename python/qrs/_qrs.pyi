@@ -10,7 +10,9 @@ from numpy import float32, float64, int8, int32, uint8
 from numpy.typing import NDArray
 
 __all__ = [
+    "GroupedWeights",
     "Int8Weights",
+    "add_matmul",
     "center_scales",
     "choose_qparams_affine",
     "choose_scale_codebook",
@@ -36,10 +38,13 @@ __all__ = [
     "kmeans_potentials",
     "kmeans_update",
     "layer_norm",
+    "linear_grouped_int8",
     "linear_int8",
+    "matmul_grouped",
     "matmul_int8",
     "num_threads",
     "pack_bits",
+    "pack_grouped",
     "pack_int8",
     "quantize_affine",
     "quantize_affine_packed",
@@ -326,3 +331,40 @@ def layer_norm(
     eps: float,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]: ...
+
+@final
+class GroupedWeights: ...
+
+def pack_grouped(
+    packed: NDArray[uint8],
+    cols: int,
+    group_size: int,
+    bits: int,
+    signed: bool,
+    scale: NDArray[float32],
+    zero_point: NDArray[int32] | None = None,
+    books: NDArray[float32] | None = None,
+) -> GroupedWeights: ...
+def matmul_grouped(
+    x: NDArray[Any],
+    dtype: str,
+    weights: GroupedWeights,
+    bias: NDArray[float32] | None = None,
+    out: NDArray[float32] | None = None,
+) -> NDArray[float32]: ...
+def linear_grouped_int8(
+    x: NDArray[Any],
+    weights: GroupedWeights,
+    x_scale: NDArray[float32],
+    bias: NDArray[float32] | None = None,
+    out: NDArray[float32] | None = None,
+) -> NDArray[float32]: ...
+def add_matmul(
+    y: NDArray[float32],
+    x: NDArray[Any],
+    dtype: str,
+    w: NDArray[float32],
+    bias: NDArray[float32] | None = None,
+    relu: bool = False,
+    out: NDArray[float32] | None = None,
+) -> NDArray[float32]: ...

@@ -94,6 +94,13 @@ impl Panel {
         &self.bytes[row * self.steps..][..self.steps]
     }
 
+    /// All rows to be written, and their terms.
+    pub(crate) fn rows_mut(
+        &mut self,
+    ) -> impl Iterator<Item = (&mut [[u8; INPUTS]], &mut RowTerms)> {
+        self.bytes.chunks_mut(self.steps.max(1)).zip(&mut self.terms)
+    }
+
     pub(crate) fn terms(&self, row: usize) -> RowTerms {
         self.terms[row]
     }

@@ -7,8 +7,18 @@ from numpy.typing import NDArray
 
 from ... import _qrs
 from ...convolution import Convolution
-from ..reference import Array, Codes, Float32, Int8Weights, Int32, Reference
-from .raw import raw
+from ..reference import (
+    Array,
+    Bytes,
+    Codes,
+    Float32,
+    GroupedWeights,
+    Int8Weights,
+    Int32,
+    Integers,
+    Reference,
+)
+from .raw import int32, raw
 
 
 class Products(Reference):
@@ -92,3 +102,48 @@ class Products(Reference):
 
     def column_absmax(self, x: Array) -> Float32:
         return _qrs.column_absmax(*raw(x))
+
+    def pack_grouped(
+        self,
+        packed: Bytes,
+        cols: int,
+        group_size: int,
+        bits: int,
+        signed: bool,
+        scale: Float32,
+        zero_point: Integers | None = None,
+        books: Float32 | None = None,
+    ) -> GroupedWeights:
+        z = int32(zero_point)
+        return _qrs.pack_grouped(packed, cols, group_size, bits, signed, scale, z, books)
+
+    def matmul_grouped(
+        self,
+        x: Array,
+        weights: GroupedWeights,
+        bias: Float32 | None = None,
+        compute: str = "float32",
+        out: Float32 | None = None,
+    ) -> Float32:
+        return _qrs.matmul_grouped(*raw(x), weights, bias, out)
+
+    def linear_grouped_int8(
+        self,
+        x: Codes,
+        weights: GroupedWeights,
+        x_scale: Float32,
+        bias: Float32 | None = None,
+        out: Float32 | None = None,
+    ) -> Float32:
+        return _qrs.linear_grouped_int8(x, weights, x_scale, bias, out)
+
+    def add_matmul(
+        self,
+        y: Float32,
+        x: Array,
+        w: Float32,
+        bias: Float32 | None = None,
+        relu: bool = False,
+        out: Float32 | None = None,
+    ) -> Float32:
+        return _qrs.add_matmul(y, *raw(x), w, bias, relu, out)

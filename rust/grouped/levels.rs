@@ -1,0 +1,95 @@
+//! From codes in lines to levels: float32, or i8 as the products of bytes take them.
+
+use super::{GroupedWeights, Kind};
+use crate::dot::{Dot, INPUTS, Line, NIBBLES, OUTPUTS, Row, nibble_shift};
+
+/// Entries of a table that nibbles name.
+const FEW_LEVELS: usize = 1 << 4;
+
+/// The levels of the inputs `start ..` of a group of a block, which is a multiple of eight; as many
+/// as `out` holds, a multiple of eight too. Behind the inputs they are of no use.
+#[inline(always)]
+pub(super) fn decode_floats<D: Dot>(
+    weights: &GroupedWeights,
+    block: usize,
+    group: usize,
+    start: usize,
+    out: &mut [Row],
+) {
+    let terms = weights.terms(block, group);
+    let mut zero_point = [0.0; OUTPUTS];
+    for lane in 0..OUTPUTS {
+        zero_point[lane] = terms.zero_point[lane] as f32;
+    }
+    let per_line = if weights.has_nibbles() { NIBBLES } else { INPUTS };
+    let lines = &weights.lines(block, group)[start / per_line..];
+    match &weights.kind {
+        Kind::Nibbles => {
+            const INTEGERS: Row = {
+                let (mut integers, mut i) = ([0.0; FEW_LEVELS], 0);
+                while i < FEW_LEVELS {
+                    integers[i] = i as f32;
+                    i += 1;
+                }
+                integers
+            };
+            for (line, out) in lines.iter().zip(out.as_chunks_mut().0) {
+                D::nibble_levels(line, &INTEGERS, &zero_point, out);
+            }
+        }
+        Kind::Bytes => {
+            for (line, out) in lines.iter().zip(out.as_chunks_mut().0) {
+                D::byte_levels(line, &zero_point, out);
+            }
+        }
+        Kind::Book { levels, width, nibbles: true } if levels.len() == *width => {
+            let mut table = [0.0; FEW_LEVELS];
+            table[..*width].copy_from_slice(levels);
+            for (line, out) in lines.iter().zip(out.as_chunks_mut().0) {
+                D::nibble_levels(line, &table, &zero_point, out);
+            }
+        }
+        Kind::Book { levels, width, nibbles } => {
+            let own = levels.len() != *width;
+            let first = if own { block * OUTPUTS * width } else { 0 };
+            look_up(lines, *nibbles, &levels[first..], if own { *width } else { 0 }, out);
+        }
+    }
+}
+
+/// The entries that codes name, one by one; the table of an output begins `stride` behind that of
+/// the one before. Outputs that there are not have none.
+#[inline(always)]
+fn look_up(lines: &[Line], nibbles: bool, levels: &[f32], stride: usize, out: &mut [Row]) {
+    let per_line = if nibbles { NIBBLES } else { INPUTS };
+    for (line, out) in lines.iter().zip(out.chunks_mut(per_line)) {
+        for (input, out) in out.iter_mut().enumerate() {
+            let (shift, mask) = if nibbles { (nibble_shift(input), 15) } else { (8 * input, 255) };
+            for lane in 0..OUTPUTS {
+                let code = (line.0[lane] >> shift) & mask;
+                let level = levels.get(lane * stride + code as usize);
+                out[lane] = level.copied().unwrap_or(0.0);
+            }
+        }
+    }
+}
+
+/// The codes of a group of a block as i8, four inputs to a line: those that are bytes as they lie,
+/// others unpacked into `room`.
+#[inline(always)]
+pub(super) fn decode_integers<'a, D: Dot>(
+    weights: &'a GroupedWeights,
+    block: usize,
+    group: usize,
+    room: &'a mut [Line],
+) -> &'a [Line] {
+    let lines = weights.lines(block, group);
+    if !weights.has_nibbles() {
+        return lines;
+    }
+    let room = &mut room[..2 * lines.len()];
+    for (line, two) in lines.iter().zip(room.as_chunks_mut::<2>().0) {
+        *two = D::split_nibbles(line);
+    }
+    room
+}
