@@ -57,11 +57,66 @@ pub(crate) type Row = [f32; OUTPUTS];
 /// How an instruction set multiplies, and unpacks what it multiplies. The bodies here are plain Rust;
 /// compilers make vectors of neither.
 pub(crate) trait Dot {
+    /// Rows for which it is faster to take nibbles as they lie than to unpack them first.
+    const FEW_ROWS: usize = 0;
+
     /// The sums of `R` rows with `C` blocks of weights, a line for each four bytes of a row.
     fn tile<const R: usize, const C: usize>(
         rows: [&[[u8; INPUTS]]; R],
         blocks: [&[Line]; C],
     ) -> [[Sums; C]; R];
+
+    /// As [`Dot::tile`], with blocks of nibbles: a line for each eight bytes of a row.
+    #[inline(always)]
+    fn nibble_tile<const R: usize, const C: usize>(
+        rows: [&[[u8; INPUTS]]; R],
+        blocks: [&[Line]; C],
+    ) -> [[Sums; C]; R] {
+        let mut sums: [[Sums; C]; R] = [[[0; OUTPUTS]; C]; R];
+        for step in 0..blocks[0].len() {
+            let mut eights: [&[[u8; INPUTS]]; R] = [&[]; R];
+            for r in 0..R {
+                eights[r] = &rows[r][2 * step..2 * step + 2];
+            }
+            for c in 0..C {
+                let products = Self::tile::<R, 1>(eights, [&Self::split_nibbles(&blocks[c][step])]);
+                for r in 0..R {
+                    for lane in 0..OUTPUTS {
+                        let sum = &mut sums[r][c][lane];
+                        *sum = sum.wrapping_add(products[r][0][lane]);
+                    }
+                }
+            }
+        }
+        sums
+    }
+
+    /// s = fma(x, level, s) over the inputs `x` of `R` rows, with blocks of nibbles that name entries
+    /// of `table`, less the zero points if there are any.
+    #[inline(always)]
+    fn nibble_chains<const R: usize, const C: usize>(
+        x: [&[f32]; R],
+        blocks: [&[Line]; C],
+        table: &Row,
+        zero_points: Option<[&Row; C]>,
+        mut sums: [[Row; C]; R],
+    ) -> [[Row; C]; R] {
+        let mut levels = [[0.0; OUTPUTS]; NIBBLES];
+        for c in 0..C {
+            let zero_point = zero_points.map_or(&[0.0; OUTPUTS], |z| z[c]);
+            for (step, line) in blocks[c].iter().enumerate() {
+                Self::nibble_levels(line, table, zero_point, &mut levels);
+                for r in 0..R {
+                    for (x, level) in x[r][step * NIBBLES..].iter().zip(&levels) {
+                        for lane in 0..OUTPUTS {
+                            sums[r][c][lane] = x.mul_add(level[lane], sums[r][c][lane]);
+                        }
+                    }
+                }
+            }
+        }
+        sums
+    }
 
     /// A line of nibbles as two lines of bytes.
     #[inline(always)]

@@ -10,15 +10,16 @@
 #![expect(clippy::needless_range_loop, reason = "see above")]
 
 use std::arch::x86_64::{
-    __m128i, __m256i, _mm_loadu_si128, _mm_set1_epi32, _mm256_add_epi32, _mm256_and_si256,
-    _mm256_blendv_ps, _mm256_castsi256_ps, _mm256_cvtepi8_epi16, _mm256_cvtepi32_ps,
-    _mm256_cvtepu8_epi16, _mm256_dpbusd_avx_epi32, _mm256_hadd_epi32, _mm256_loadu_si256,
-    _mm256_madd_epi16, _mm256_permute4x64_epi64, _mm256_permutevar8x32_ps, _mm256_set1_epi32,
-    _mm256_setzero_si256, _mm256_slli_epi32, _mm256_srai_epi32, _mm256_srli_epi32,
-    _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_ps, _mm512_and_si512, _mm512_cvtepi32_ps,
-    _mm512_dpbusd_epi32, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_permutexvar_ps,
-    _mm512_set1_epi32, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srai_epi32,
-    _mm512_srli_epi32, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_ps,
+    __m128i, __m256i, _mm_cvtsi32_si128, _mm_loadu_si128, _mm_set1_epi32, _mm256_add_epi32,
+    _mm256_and_si256, _mm256_blendv_ps, _mm256_castsi256_ps, _mm256_cvtepi8_epi16,
+    _mm256_cvtepi32_ps, _mm256_cvtepu8_epi16, _mm256_dpbusd_avx_epi32, _mm256_hadd_epi32,
+    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_permute4x64_epi64, _mm256_permutevar8x32_ps,
+    _mm256_set1_epi32, _mm256_setzero_si256, _mm256_slli_epi32, _mm256_srai_epi32,
+    _mm256_srli_epi32, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_ps, _mm512_and_si512,
+    _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_permutexvar_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512,
+    _mm512_slli_epi32, _mm512_srai_epi32, _mm512_srl_epi32, _mm512_srli_epi32, _mm512_storeu_ps,
+    _mm512_storeu_si512, _mm512_sub_ps,
 };
 
 use crate::dot::{Dot, INPUTS, Line, NIBBLES, OUTPUTS, Row, Sums, Work, nibble_shift};
@@ -59,6 +60,8 @@ pub(crate) fn at_avx2<W: Work>(work: W) {
 struct Avx512Vnni;
 
 impl Dot for Avx512Vnni {
+    const FEW_ROWS: usize = 2;
+
     #[inline(always)]
     fn tile<const R: usize, const C: usize>(
         rows: [&[[u8; INPUTS]]; R],
@@ -89,6 +92,66 @@ impl Dot for Avx512Vnni {
             }
         }
         out
+    }
+
+    #[inline(always)]
+    fn nibble_tile<const R: usize, const C: usize>(
+        rows: [&[[u8; INPUTS]]; R],
+        blocks: [&[Line]; C],
+    ) -> [[Sums; C]; R] {
+        let steps = blocks[0].len();
+        assert!(rows.iter().all(|row| row.len() == 2 * steps));
+        assert!(blocks.iter().all(|block| block.len() == steps));
+        let mut out = [[[0; OUTPUTS]; C]; R];
+        // SAFETY: this is inlined into `run`, which has the features; rows have two fours for each
+        // line, and lines, like sums, have the 64 bytes of a register.
+        unsafe {
+            let mask = _mm512_set1_epi32(0x0f0f_0f0f);
+            let mut sums = [[_mm512_setzero_si512(); C]; R];
+            for step in 0..steps {
+                let mut halves = [[_mm512_setzero_si512(); 2]; C];
+                for c in 0..C {
+                    let line = _mm512_loadu_si512(blocks[c].as_ptr().add(step).cast());
+                    halves[c][0] = _mm512_and_si512(line, mask);
+                    halves[c][1] = _mm512_and_si512(_mm512_srli_epi32::<4>(line), mask);
+                }
+                for half in 0..2 {
+                    for r in 0..R {
+                        let x = _mm512_set1_epi32(four(rows[r], 2 * step + half));
+                        for c in 0..C {
+                            sums[r][c] = _mm512_dpbusd_epi32(sums[r][c], x, halves[c][half]);
+                        }
+                    }
+                }
+            }
+            for r in 0..R {
+                for c in 0..C {
+                    _mm512_storeu_si512(out[r][c].as_mut_ptr().cast(), sums[r][c]);
+                }
+            }
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn nibble_chains<const R: usize, const C: usize>(
+        x: [&[f32]; R],
+        blocks: [&[Line]; C],
+        table: &Row,
+        zero_points: Option<[&Row; C]>,
+        sums: [[Row; C]; R],
+    ) -> [[Row; C]; R] {
+        let len = x[0].len();
+        assert!(x.iter().all(|x| x.len() == len));
+        assert!(blocks.iter().all(|block| block.len() == len.div_ceil(NIBBLES)));
+        // SAFETY: this is inlined into `run`, which has the features; the slices are as long as
+        // `chains` needs.
+        unsafe {
+            match zero_points {
+                None => chains::<R, C, false>(x, blocks, table, [table; C], sums),
+                Some(zero_points) => chains::<R, C, true>(x, blocks, table, zero_points, sums),
+            }
+        }
     }
 
     #[inline(always)]
@@ -144,6 +207,77 @@ impl Dot for Avx512Vnni {
             level!(0 1 2 3);
         }
     }
+}
+
+/// [`Dot::nibble_chains`] with AVX-512; `Z` says whether there are zero points.
+///
+/// # Safety
+/// The CPU must have AVX-512, all of `x` one length, and blocks a line for each eight of them.
+#[inline(always)]
+unsafe fn chains<const R: usize, const C: usize, const Z: bool>(
+    x: [&[f32]; R],
+    blocks: [&[Line]; C],
+    table: &Row,
+    zero_points: [&Row; C],
+    mut sums: [[Row; C]; R],
+) -> [[Row; C]; R] {
+    // SAFETY: lines and rows are registers, and inputs are counted up to the length of all of them;
+    // the caller vouches for the rest.
+    unsafe {
+        let table = _mm512_loadu_ps(table.as_ptr());
+        let mut s = [[table; C]; R];
+        let mut z = [table; C];
+        for c in 0..C {
+            z[c] = _mm512_loadu_ps(zero_points[c].as_ptr());
+            for r in 0..R {
+                s[r][c] = _mm512_loadu_ps(sums[r][c].as_ptr());
+            }
+        }
+        macro_rules! add {
+            ($index:expr, $c:ident, $input:expr) => {
+                // The lowest four bits of a lane are its index.
+                let mut level = _mm512_permutexvar_ps($index, table);
+                if Z {
+                    level = _mm512_sub_ps(level, z[$c]);
+                }
+                for r in 0..R {
+                    let x = _mm512_set1_ps(*x[r].get_unchecked($input));
+                    s[r][$c] = _mm512_fmadd_ps(x, level, s[r][$c]);
+                }
+            };
+        }
+        let len = x[0].len();
+        for step in 0..len / NIBBLES {
+            let mut lines = [_mm512_setzero_si512(); C];
+            for c in 0..C {
+                lines[c] = _mm512_loadu_si512(blocks[c].as_ptr().add(step).cast());
+            }
+            macro_rules! each {
+                ($($input:literal)*) => {$(
+                    for c in 0..C {
+                        let index =
+                            _mm512_srli_epi32::<{ nibble_shift($input) as u32 }>(lines[c]);
+                        add!(index, c, step * NIBBLES + $input);
+                    }
+                )*};
+            }
+            each!(0 1 2 3 4 5 6 7);
+        }
+        for input in len / NIBBLES * NIBBLES..len {
+            for c in 0..C {
+                let line = blocks[c].as_ptr().add(input / NIBBLES).cast();
+                let shift = _mm_cvtsi32_si128(nibble_shift(input % NIBBLES) as i32);
+                let index = _mm512_srl_epi32(_mm512_loadu_si512(line), shift);
+                add!(index, c, input);
+            }
+        }
+        for r in 0..R {
+            for c in 0..C {
+                _mm512_storeu_ps(sums[r][c].as_mut_ptr(), s[r][c]);
+            }
+        }
+    }
+    sums
 }
 
 /// Only `run` of [`at_avxvnni`] names it.

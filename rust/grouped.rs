@@ -8,7 +8,7 @@ mod floats;
 mod integers;
 mod levels;
 
-use crate::dot::{INPUTS, Line, NIBBLES, OUTPUTS, Sums};
+use crate::dot::{INPUTS, Line, NIBBLES, OUTPUTS, Row, Sums};
 use crate::error::Fault;
 use crate::pack::unpack_bits;
 pub use floats::{add_matmul, matmul_grouped};
@@ -44,8 +44,12 @@ pub struct GroupedWeights {
     pub k: usize,
     group_size: usize,
     kind: Kind,
+    /// What nibbles stand for, where that is the same for all outputs, and whether zero points are
+    /// to be taken off: not where all are one, which the table then accounts for.
+    table: Option<(Row, bool)>,
     /// Block by block, group by group.
     lines: Vec<Line>,
+    lines_per_block: usize,
     terms: Vec<GroupTerms>,
 }
 
@@ -85,8 +89,20 @@ pub fn pack_grouped(
         }
     };
     let group_size = group_size.min(k.max(1));
-    let mut weights = GroupedWeights { n, k, group_size, kind, lines: vec![], terms: vec![] };
+    let table = table_of(&kind, zero_point, offset);
+    let mut weights = GroupedWeights {
+        n,
+        k,
+        group_size,
+        kind,
+        table,
+        lines: vec![],
+        lines_per_block: 0,
+        terms: vec![],
+    };
     let groups = weights.groups();
+    weights.lines_per_block =
+        (0..groups).map(|group| weights.lines_of(weights.inputs(group).len())).sum();
     assert!(scale.len() == n * groups && zero_point.is_none_or(|z| z.len() == n * groups));
     for block in (0..n).step_by(OUTPUTS) {
         let outputs = block..n.min(block + OUTPUTS);
@@ -120,6 +136,27 @@ pub fn pack_grouped(
     Ok(weights)
 }
 
+/// The table of [`GroupedWeights`].
+fn table_of(kind: &Kind, zero_point: Option<&[i32]>, offset: i32) -> Option<(Row, bool)> {
+    let mut table = [0.0; OUTPUTS];
+    match kind {
+        Kind::Nibbles => {
+            let first = zero_point.and_then(|z| z.first().copied()).unwrap_or(0);
+            let uniform = zero_point.is_none_or(|z| z.iter().all(|&z| z == first));
+            let taken_off = if uniform { first + offset } else { 0 };
+            for (code, level) in table.iter_mut().enumerate() {
+                *level = (code as i32 - taken_off) as f32;
+            }
+            Some((table, !uniform))
+        }
+        Kind::Book { levels, width, nibbles: true } if levels.len() == *width => {
+            table[..*width].copy_from_slice(levels);
+            Some((table, false))
+        }
+        _ => None,
+    }
+}
+
 impl GroupedWeights {
     /// Whether codes are integers, as products of integers need.
     #[must_use]
@@ -127,35 +164,38 @@ impl GroupedWeights {
         matches!(self.kind, Kind::Nibbles | Kind::Bytes)
     }
 
+    #[inline(always)]
     fn has_nibbles(&self) -> bool {
         matches!(self.kind, Kind::Nibbles | Kind::Book { nibbles: true, .. })
     }
 
+    #[inline(always)]
     fn groups(&self) -> usize {
         self.k.div_ceil(self.group_size)
     }
 
     /// Where a group lies among the inputs.
+    #[inline(always)]
     fn inputs(&self, group: usize) -> std::ops::Range<usize> {
         let start = group * self.group_size;
         start..self.k.min(start + self.group_size)
     }
 
     /// Lines of so many inputs; of bytes an even number, so that both kinds unpack to as many.
+    #[inline(always)]
     fn lines_of(&self, inputs: usize) -> usize {
         let eights = inputs.div_ceil(NIBBLES);
         if self.has_nibbles() { eights } else { 2 * eights }
     }
 
     /// The lines of a group of a block.
+    #[inline(always)]
     fn lines(&self, block: usize, group: usize) -> &[Line] {
-        let last = self.groups() - 1;
-        let whole = self.lines_of(self.group_size);
-        let in_block = last * whole + self.lines_of(self.inputs(last).len());
-        let at = block * in_block + group * whole;
+        let at = block * self.lines_per_block + group * self.lines_of(self.group_size);
         &self.lines[at..at + self.lines_of(self.inputs(group).len())]
     }
 
+    #[inline(always)]
     fn terms(&self, block: usize, group: usize) -> &GroupTerms {
         &self.terms[block * self.groups() + group]
     }

@@ -7,8 +7,8 @@
 use std::ops::Range;
 
 use super::GroupedWeights;
-use super::levels::decode_floats;
-use crate::dot::{Dot, OUTPUTS, Row, Work, at_level};
+use super::levels::{decode_floats, zero_point};
+use crate::dot::{Dot, Line, OUTPUTS, Row, Work, at_level};
 use crate::numeric::Element;
 use crate::rows::for_each_job;
 use crate::simd::multiversion;
@@ -119,6 +119,11 @@ impl Product<'_, '_> {
         let mut room = vec![[0.0; OUTPUTS]; C * at_once];
         for group in 0..weights.groups() {
             let inputs = weights.inputs(group);
+            if let (Some((table, takes_off)), true) = (weights.table, count <= D::FEW_ROWS) {
+                self.few_rows::<D, C>(block, group, (&table, takes_off), &mut sums);
+                fold(&mut sums, &mut totals, &scales(weights, block, group));
+                continue;
+            }
             for start in inputs.clone().step_by(at_once) {
                 let part = start..inputs.end.min(start + at_once);
                 for (c, room) in room.chunks_exact_mut(at_once).enumerate() {
@@ -133,18 +138,38 @@ impl Product<'_, '_> {
                 }
                 self.add_products(&part, &room, at_once, &mut sums);
             }
-            let scales: [Row; C] = scales(weights, block, group);
-            for (sums, totals) in sums.iter_mut().zip(&mut totals) {
-                for c in 0..C {
-                    for lane in 0..OUTPUTS {
-                        totals[c][lane] = sums[c][lane].mul_add(scales[c][lane], totals[c][lane]);
-                    }
-                }
-                *sums = [[0.0; OUTPUTS]; C];
-            }
+            fold(&mut sums, &mut totals, &scales(weights, block, group));
         }
         self.store(block, &totals);
         C
+    }
+
+    /// The sums of one or two rows, with nibbles as they lie.
+    #[inline(always)]
+    fn few_rows<D: Dot, const C: usize>(
+        &self,
+        block: usize,
+        group: usize,
+        (table, takes_off): (&Row, bool),
+        sums: &mut [State<C>],
+    ) {
+        let mut lines: [&[Line]; C] = [&[]; C];
+        let mut zero_points = [[0.0; OUTPUTS]; C];
+        for c in 0..C {
+            lines[c] = self.weights.lines(block + c, group);
+            zero_points[c] = zero_point(self.weights, block + c, group);
+        }
+        let mut z = [table; C];
+        for c in 0..C {
+            z[c] = &zero_points[c];
+        }
+        let z = takes_off.then_some(z);
+        let x = |row: usize| &self.x[row * self.weights.k..][self.weights.inputs(group)];
+        if let Ok(sums) = <&mut [State<C>; 2]>::try_from(&mut *sums) {
+            *sums = D::nibble_chains::<2, C>([x(0), x(1)], lines, table, z, *sums);
+        } else {
+            sums[0] = D::nibble_chains::<1, C>([x(0)], lines, table, z, [sums[0]])[0];
+        }
     }
 
     /// Adds the products of some inputs to the sums of all rows.
@@ -211,6 +236,19 @@ impl Product<'_, '_> {
                 }
             }
         }
+    }
+}
+
+/// y = fma(s, scale, y) for the sums of a group, which begin anew.
+#[inline(always)]
+fn fold<const C: usize>(sums: &mut [State<C>], totals: &mut [State<C>], scales: &[Row; C]) {
+    for (sums, totals) in sums.iter_mut().zip(totals) {
+        for c in 0..C {
+            for lane in 0..OUTPUTS {
+                totals[c][lane] = sums[c][lane].mul_add(scales[c][lane], totals[c][lane]);
+            }
+        }
+        *sums = [[0.0; OUTPUTS]; C];
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::GroupedWeights;
 use super::levels::decode_integers;
-use crate::dot::{Dot, INPUTS, Line, OUTPUTS, Work, at_level};
+use crate::dot::{Dot, INPUTS, Line, OUTPUTS, Sums, Work, at_level};
 use crate::int8::{Panel, RowTerms, corrected, finish};
 use crate::rows::for_each_job;
 use crate::tiles::{Tile, cut};
@@ -122,6 +122,10 @@ impl Product<'_, '_> {
         let steps = self.weights.group_size.div_ceil(2 * INPUTS) * 2;
         let mut rooms = vec![Line::ZERO; C * steps];
         for group in 0..self.weights.groups() {
+            if count <= D::FEW_ROWS && self.weights.has_nibbles() {
+                self.few_rows::<D, C>(block, group, &mut totals);
+                continue;
+            }
             let mut lines: [&[Line]; C] = [&[]; C];
             for (c, room) in rooms.chunks_exact_mut(steps).enumerate() {
                 lines[c] = decode_integers::<D>(self.weights, block + c, group, room);
@@ -155,7 +159,42 @@ impl Product<'_, '_> {
         for r in 0..R {
             x[r] = self.panel.group(self.tile.rows.start + row + r, group, lines[0].len());
         }
-        let raw = D::tile::<R, C>(x, lines);
+        self.add(row, block, group, &D::tile::<R, C>(x, lines), totals);
+    }
+
+    /// One or two rows, with nibbles as they lie.
+    #[inline(always)]
+    fn few_rows<D: Dot, const C: usize>(
+        &self,
+        block: usize,
+        group: usize,
+        totals: &mut [[[f32; OUTPUTS]; C]],
+    ) {
+        let mut lines: [&[Line]; C] = [&[]; C];
+        for c in 0..C {
+            lines[c] = self.weights.lines(block + c, group);
+        }
+        let first = self.tile.rows.start;
+        let x = |row| self.panel.group(first + row, group, 2 * lines[0].len());
+        if totals.len() == 2 {
+            let raw = D::nibble_tile::<2, C>([x(0), x(1)], lines);
+            self.add(0, block, group, &raw, totals);
+        } else {
+            let raw = D::nibble_tile::<1, C>([x(0)], lines);
+            self.add(0, block, group, &raw, totals);
+        }
+    }
+
+    /// Adds the sums of a group to the totals.
+    #[inline(always)]
+    fn add<const R: usize, const C: usize>(
+        &self,
+        row: usize,
+        block: usize,
+        group: usize,
+        raw: &[[Sums; C]; R],
+        totals: &mut [[[f32; OUTPUTS]; C]],
+    ) {
         for r in 0..R {
             let of_row = self.panel.terms(self.tile.rows.start + row + r, group);
             for c in 0..C {

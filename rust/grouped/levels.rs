@@ -3,9 +3,6 @@
 use super::{GroupedWeights, Kind};
 use crate::dot::{Dot, INPUTS, Line, NIBBLES, OUTPUTS, Row, nibble_shift};
 
-/// Entries of a table that nibbles name.
-const FEW_LEVELS: usize = 1 << 4;
-
 /// The levels of the inputs `start ..` of a group of a block, which is a multiple of eight; as many
 /// as `out` holds, a multiple of eight too. Behind the inputs they are of no use.
 #[inline(always)]
@@ -16,45 +13,40 @@ pub(super) fn decode_floats<D: Dot>(
     start: usize,
     out: &mut [Row],
 ) {
-    let terms = weights.terms(block, group);
-    let mut zero_point = [0.0; OUTPUTS];
-    for lane in 0..OUTPUTS {
-        zero_point[lane] = terms.zero_point[lane] as f32;
-    }
     let per_line = if weights.has_nibbles() { NIBBLES } else { INPUTS };
     let lines = &weights.lines(block, group)[start / per_line..];
+    let zero_point = zero_point(weights, block, group);
+    if let Some((table, _)) = &weights.table {
+        for (line, out) in lines.iter().zip(out.as_chunks_mut().0) {
+            D::nibble_levels(line, table, &zero_point, out);
+        }
+        return;
+    }
     match &weights.kind {
-        Kind::Nibbles => {
-            const INTEGERS: Row = {
-                let (mut integers, mut i) = ([0.0; FEW_LEVELS], 0);
-                while i < FEW_LEVELS {
-                    integers[i] = i as f32;
-                    i += 1;
-                }
-                integers
-            };
-            for (line, out) in lines.iter().zip(out.as_chunks_mut().0) {
-                D::nibble_levels(line, &INTEGERS, &zero_point, out);
-            }
-        }
-        Kind::Bytes => {
-            for (line, out) in lines.iter().zip(out.as_chunks_mut().0) {
-                D::byte_levels(line, &zero_point, out);
-            }
-        }
-        Kind::Book { levels, width, nibbles: true } if levels.len() == *width => {
-            let mut table = [0.0; FEW_LEVELS];
-            table[..*width].copy_from_slice(levels);
-            for (line, out) in lines.iter().zip(out.as_chunks_mut().0) {
-                D::nibble_levels(line, &table, &zero_point, out);
-            }
-        }
         Kind::Book { levels, width, nibbles } => {
             let own = levels.len() != *width;
             let first = if own { block * OUTPUTS * width } else { 0 };
             look_up(lines, *nibbles, &levels[first..], if own { *width } else { 0 }, out);
         }
+        Kind::Nibbles | Kind::Bytes => {
+            for (line, out) in lines.iter().zip(out.as_chunks_mut().0) {
+                D::byte_levels(line, &zero_point, out);
+            }
+        }
     }
+}
+
+/// What is to be taken off the entries of a block for a group.
+#[inline(always)]
+pub(super) fn zero_point(weights: &GroupedWeights, block: usize, group: usize) -> Row {
+    let mut zero_point = [0.0; OUTPUTS];
+    if weights.table.is_none_or(|(_, takes_off)| takes_off) {
+        let terms = weights.terms(block, group);
+        for lane in 0..OUTPUTS {
+            zero_point[lane] = terms.zero_point[lane] as f32;
+        }
+    }
+    zero_point
 }
 
 /// The entries that codes name, one by one; the table of an output begins `stride` behind that of
