@@ -44,15 +44,11 @@ def chain(x: np.ndarray, plain) -> np.ndarray:
 
     def fma(a, b, c):
         exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
-        near = np.float32(float(exact))  # of a double rounding, all candidates
-        around = [
-            near,
-            np.nextafter(near, np.float32(-np.inf)),
-            np.nextafter(near, np.float32(np.inf)),
-        ]
-        return min(
-            around, key=lambda v: (abs(Fraction(float(v)) - exact), int(v.view(np.uint32)) & 1)
-        )
+        near = np.float32(float(exact))  # rounded twice, so a neighbour may be nearer
+        around = [near, *(np.nextafter(near, end) for end in np.float32([-np.inf, np.inf]))]
+        distances = [abs(Fraction(float(v)) - exact) for v in around]
+        odd = [int(v.view(np.uint32)) & 1 for v in around]
+        return around[min(range(3), key=lambda i: (distances[i], odd[i]))]
 
     y = np.zeros((len(x), len(plain.scale)), np.float32)
     for i, j in np.ndindex(*y.shape):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import qrs
-from qrs.observers import HALF, MSE, Entropy, Histogram, MinMax, MovingAverage, Percentile
+from qrs.observers import MSE, Entropy, Histogram, MinMax, MovingAverage, Percentile
+from qrs.observers.histogram import HALF
 
 EXACT = (MinMax, Histogram, Percentile, MSE, Entropy)
 

@@ -15,6 +15,7 @@ from . import errors, floats, metrics, observers, schemes
 from .api import dequantize, fake_quantize, quantize
 from .backends import available as available_backends
 from .backends import num_threads, set_num_threads, simd_level
+from .calibration import Calibration, calibrate
 from .clustering import kmeans, kmeans_1d
 from .errors import (
     ArgTypeError,
@@ -43,6 +44,7 @@ from .schemes import (
     LearnedCodebook,
     parse,
 )
+from .statistics import Statistics
 
 __version__: str
 
@@ -54,6 +56,7 @@ __all__ = [
     "NVFP4",
     "ArgTypeError",
     "ArgValueError",
+    "Calibration",
     "Codebook",
     "DeviceError",
     "Float",
@@ -69,8 +72,10 @@ __all__ = [
     "QrsError",
     "QrsMemoryError",
     "ResumeError",
+    "Statistics",
     "StorageError",
     "available_backends",
+    "calibrate",
     "dequantize",
     "errors",
     "fake_quantize",
