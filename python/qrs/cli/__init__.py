@@ -1,4 +1,5 @@
-"""The command line: `qrs quantize | inspect | dequantize | bits | doctor`, also as `python -m qrs`.
+"""The command line, `qrs`, also as `python -m qrs`: quantize, inspect, dequantize, calibrate, ...
+
 
 Only this package imports typer and rich. How errors become exit codes: `qrs.cli.app`.
 """

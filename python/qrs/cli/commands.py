@@ -1,4 +1,4 @@
-"""The commands: quantize, dequantize, inspect, doctor; `bits` has a file of its own."""
+"""The commands: quantize, dequantize, inspect, doctor; others have files of their own."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ..schemes import GRAMMAR, as_scheme
 from ..solvers import SOLVERS, check_solver
 from .app import Command, Group, Json, UsageError, is_of_environment, usage
 from .bits import bits
+from .calibrate import calibrate
 from .escape import escaped
 from .histogram import chart_width
 from .look import show_look
@@ -249,6 +250,8 @@ def inspect(
 
 # A word that starts with a minus and is no option is a number.
 app.command(cls=Command, context_settings={"ignore_unknown_options": True})(bits)
+
+app.command(cls=Command)(calibrate)
 
 
 @app.command(cls=Command)
