@@ -1,6 +1,5 @@
 """The command line, `qrs`, also as `python -m qrs`: quantize, inspect, dequantize, calibrate, ...
 
-
 Only this package imports typer and rich. How errors become exit codes: `qrs.cli.app`.
 """
 
