@@ -5,10 +5,12 @@ test_parity.py, in which the Rust kernels are compared with the reference; one t
 """
 
 import hashlib
-import inspect
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -18,7 +20,8 @@ from float_calls import FLOAT_ARGUMENTS, FLOAT_RULES, FloatCase, call_float
 from kernel_calls import RULES, Case, bits_of, call
 from kmeans_calls import KMEANS_ARGUMENTS, KMEANS_CASES, call_kmeans
 from nasty import FLOATS, faulty, nasty
-from qrs.backends.reference import OPERATIONS
+from product_calls import PRODUCT_OPERATIONS, grouped_calls, int8_calls, plain_calls
+from qrs.backends.reference import OPERATIONS, Reference
 from qrs.backends.rust import Rust
 
 # Emulation is slow, and so is the reference, which makes the arguments: nearly every format once.
@@ -36,7 +39,8 @@ def digests(threads: int) -> dict[str, str]:
             cases = [Case(x, size, rule) for size in sizes for rule in RULES.values()]
             floats = [FloatCase(x, size, rule) for size in sizes[:2] for rule in SOME_FLOAT_RULES]
             books = [BookCase(x, size, rule) for size in sizes[1:] for rule in SOME_BOOK_RULES]
-            for op in set(OPERATIONS) - set(KMEANS_ARGUMENTS) - {"kmeans_1d"}:
+            others = {*KMEANS_ARGUMENTS, "kmeans_1d", *PRODUCT_OPERATIONS}
+            for op in set(OPERATIONS) - others:
                 if op in BOOK_ARGUMENTS:
                     results = repr([bits_of(call_book(backend, op, case)) for case in books])
                 elif op in FLOAT_ARGUMENTS:
@@ -50,7 +54,20 @@ def digests(threads: int) -> dict[str, str]:
     for op in KMEANS_ARGUMENTS:
         results = repr([bits_of(call_kmeans(backend, op, case)) for case in KMEANS_CASES])
         found[op] = digest(results)
+    for op, results in product_results(backend):
+        found[op] = digest(found.get(op, "") + results)
     return found
+
+
+def product_results(backend: Rust) -> Iterator[tuple[str, str]]:
+    """What the operations of layers give on a few shapes."""
+    x = np.random.default_rng(0).standard_normal((5, 70)).astype(np.float32)
+    calls = [*plain_calls(x), *plain_calls(x.astype(np.float16))]
+    for shape in ((1, 17, 70), (7, 34, 65)):
+        calls += int8_calls(backend.pack_int8, *shape)
+        calls += grouped_calls(backend.pack_grouped, backend.pack_bits, *shape, np.float32)
+    for op, args in calls:
+        yield op, repr(bits_of((getattr(backend, op)(*args),)))
 
 
 def digest(results: str) -> str:
@@ -58,8 +75,7 @@ def digest(results: str) -> str:
 
 
 def main() -> None:
-    own = {name for name, f in vars(Rust).items() if inspect.isfunction(f)}
-    if missing := set(OPERATIONS) - own:
+    if missing := {op for op in OPERATIONS if getattr(Rust, op) is getattr(Reference, op)}:
         sys.exit(f"these would not run the Rust kernels: {missing}")
     one = digests(threads=1)
     if digests(threads=3) != one:

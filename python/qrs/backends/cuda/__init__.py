@@ -11,7 +11,7 @@ from importlib.resources import files
 __all__ = ["FAMILIES", "source"]
 
 _FOLDER = files(__name__)
-_HEADERS = ("common.cuh", "numeric.cuh", "codebooks.cuh")
+_HEADERS = ("common.cuh", "numeric.cuh", "codebooks.cuh", "sums.cuh")
 
 FAMILIES = tuple(
     sorted(f.name.removesuffix(".cu") for f in _FOLDER.iterdir() if f.name.endswith(".cu"))

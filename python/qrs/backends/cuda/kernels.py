@@ -25,7 +25,7 @@ ENCODE, SATURATE, CAST, SCALE = map(np.int32, range(4))  # enum Conversion
 _CHUNK = 4096  # kChunk in range.cu
 _OCTETS_A_LANE = 4  # kOctets in affine.cu and codebooks.cu
 _MOST_LANES = 512
-_SUMMED = 65_536  # kChunk in scale_search.cu
+_SUMMED = 65_536  # kSummed in sums.cuh
 _LANES = 16  # kLanes there
 _MOST_FAST = 8 << 31  # dequantize_affine_packed counts octets in 31 bits
 

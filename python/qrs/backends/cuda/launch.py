@@ -74,6 +74,22 @@ KERNELS: Final[dict[str, tuple[str, ...]]] = {
         *_instances("sum_chunks", ("float", "double")),
         "center_scales",
     ),
+    "products": (
+        *_instances("matmul_int8", (True, False)),
+        *_instances("conv_int8", (True, False)),
+        "dequantize_sums",
+        "requantize",
+        "requantize_fixed_point",
+        *_instances("matmul_grouped", _DTYPES),
+        "linear_grouped_int8",
+        *_instances("add_matmul", _DTYPES),
+        *_instances("column_absmax", _DTYPES),
+    ),
+    "functional": (
+        *_instances("gelu", _DTYPES),
+        *_instances("softmax", _DTYPES),
+        *_instances("layer_norm", _DTYPES),
+    ),
 }
 """Every instance that can be asked for, by the file it is in."""
 

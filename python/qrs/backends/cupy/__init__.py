@@ -18,12 +18,12 @@ from typing import ClassVar
 from ...errors import DeviceError
 from .. import nvrtc
 from ..cuda.launch import KERNELS
-from .kmeans import KmeansOperations
+from .grouped_matmul import GroupedMatmulOperations
 
 __all__ = ["KERNELS", "Cupy", "missing"]
 
 
-class Cupy(KmeansOperations):
+class Cupy(GroupedMatmulOperations):
     """Every operation overridden; the parts are in the order of `qrs.backends.reference`."""
 
     name: ClassVar[str] = "cupy"

@@ -128,8 +128,11 @@ class GroupedMatmulOperations(Int8MatmulOperations):
 
     def column_absmax(self, x: Array) -> Float32:
         """The greatest magnitude of each column: (1, cols). Class A."""
-        lo, hi = self.group_range(np.ascontiguousarray(widened(x).T), max(len(x), 1))
-        return np.maximum(-lo, hi).reshape(1, -1)
+        values = widened(x)
+        if not np.isfinite(values).all():
+            raise KernelFault("nonfinite", 0)
+        greatest: Float32 = np.abs(values).max(axis=0, keepdims=True, initial=0)
+        return greatest
 
     def _levels(self, codes: Codes, books: Float32) -> Float32:
         """The level that each code names."""
