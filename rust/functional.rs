@@ -2,6 +2,8 @@
 //!
 //! exp and erf are the polynomials of `qrs.backends.reference.functional`, operation by operation.
 
+#![expect(clippy::approx_constant, clippy::excessive_precision, reason = "as in the reference")]
+
 use crate::error::Fault;
 use crate::numeric::{Element, larger, round};
 use crate::rows::for_each_job;
@@ -122,9 +124,13 @@ multiversion! {
 multiversion! {
     fn softmax_row(row: &mut [f32]) {
         let greatest = greatest(row);
-        row.iter_mut().for_each(|x| *x = exp(*x - greatest));
+        for x in row.iter_mut() {
+            *x = exp(*x - greatest);
+        }
         let sum = lane_sums(row, |x| x);
-        row.iter_mut().for_each(|x| *x /= sum);
+        for x in row {
+            *x /= sum;
+        }
     }
 }
 
@@ -134,7 +140,6 @@ fn greatest(row: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let (whole, rest) = row.as_chunks::<LANES>();
     for x in whole {
-        #[expect(clippy::needless_range_loop, reason = "as in `lane_sums`")]
         for lane in 0..LANES {
             lanes[lane] = larger(lanes[lane], x[lane]);
         }
@@ -148,7 +153,9 @@ multiversion! {
     fn normalize_row(row: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) -> bool {
         let count = row.len() as f32;
         let mean = lane_sums(row, |x| x) / count;
-        row.iter_mut().for_each(|x| *x -= mean);
+        for x in row.iter_mut() {
+            *x -= mean;
+        }
         let variance = lane_sums(row, |x| x * x) / count;
         let inverse = 1.0 / (variance + eps).sqrt();
         for ((x, weight), bias) in row.iter_mut().zip(weight).zip(bias) {

@@ -243,6 +243,14 @@ pub fn larger(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
 
+/// What is negative becomes 0, in place.
+#[inline(always)]
+pub(crate) fn rectify(y: &mut [f32]) {
+    for y in y {
+        *y = if *y > 0.0 { *y } else { 0.0 };
+    }
+}
+
 /// Which integers a value may become, and by which rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Codes {

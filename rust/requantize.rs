@@ -1,7 +1,7 @@
 //! From int32 sums to codes or numbers; the greatest magnitude of columns.
 
 use crate::error::Fault;
-use crate::numeric::Element;
+use crate::numeric::{Element, rectify};
 use crate::rows::for_each_job;
 use crate::simd::multiversion;
 
@@ -152,7 +152,7 @@ multiversion! {
             Some(each) => y.iter_mut().zip(each).for_each(|(y, bias)| *y += bias),
         }
         if relu {
-            y.iter_mut().for_each(|y| *y = if *y > 0.0 { *y } else { 0.0 });
+            rectify(y);
         }
     }
 }

@@ -34,7 +34,6 @@ fn chunk_sum<A: Copy, T: Copy + Default + Add<Output = T>>(x: &[A], term: impl F
     let (whole, rest) = x.as_chunks::<LANES>();
     for x in whole {
         // Counting: a zip in here is not always inlined, and costs more than the sums.
-        #[expect(clippy::needless_range_loop, reason = "see above")]
         for lane in 0..LANES {
             lanes[lane] = lanes[lane] + term(x[lane]);
         }

@@ -10,6 +10,7 @@ mod kernels;
 mod kmeans;
 mod kmeans_1d;
 mod oracle;
+mod products;
 mod worked_numbers;
 
 use std::sync::{Mutex, PoisonError};

@@ -402,7 +402,8 @@ def test_a_family_by_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr("qrs.backends.cuda._FOLDER", tmp_path)
     (tmp_path / "common.cuh").write_text("using u32 = unsigned;\n")
     (tmp_path / "numeric.cuh").write_text("")
-    (tmp_path / "codebooks.cuh").write_text("")
+    for name in ("codebooks.cuh", "sums.cuh"):
+        (tmp_path / name).write_text("")
     (tmp_path / "family.cu").write_text("__global__ void f(u32* y) { *y = 7; }\n")
     for kind in MODULES:
         y = out(1)

@@ -1,7 +1,5 @@
 //! AVX2, alone and with VNNI: registers of eight lanes.
 
-#![expect(clippy::needless_range_loop, reason = "see `dot_x86`")]
-
 use std::arch::x86_64::{
     __m128i, __m256i, _mm_loadu_si128, _mm_set1_epi32, _mm256_add_epi32, _mm256_and_si256,
     _mm256_blendv_ps, _mm256_castsi256_ps, _mm256_cvtepi8_epi16, _mm256_cvtepi32_ps,

@@ -1,7 +1,5 @@
 //! AVX-512 with VNNI: registers of sixteen lanes, and permutations that look sixteen levels up.
 
-#![expect(clippy::needless_range_loop, reason = "see `dot_x86`")]
-
 use std::arch::x86_64::{
     _mm_cvtsi32_si128, _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps,
     _mm512_loadu_ps, _mm512_loadu_si512, _mm512_permutexvar_ps, _mm512_set1_epi32, _mm512_set1_ps,

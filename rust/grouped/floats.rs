@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::GroupedWeights;
 use super::levels::{decode_floats, zero_point};
 use crate::dot::{Dot, Line, OUTPUTS, Row, Work, at_level};
-use crate::numeric::Element;
+use crate::numeric::{Element, rectify};
 use crate::rows::for_each_job;
 use crate::simd::multiversion;
 use crate::tiles::{Tile, cut};
@@ -335,7 +335,7 @@ multiversion! {
             y.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);
         }
         if relu {
-            y.iter_mut().for_each(|y| *y = if *y > 0.0 { *y } else { 0.0 });
+            rectify(y);
         }
     }
 }

@@ -15,7 +15,7 @@ const JOBS: usize = 16;
 const BLOCKS: usize = 4;
 const ROWS: usize = 6;
 
-/// x_scale times the sum over groups of float32(sum of products) * scale, plus a bias: rows of int8
+/// `x_scale` times the sum over groups of float32(sum of products) * scale, plus a bias: rows of int8
 /// codes `x` (m, k) with integer weights.
 pub fn linear_grouped_int8(
     x: &[i8],

@@ -118,7 +118,9 @@ multiversion! {
         codes: &mut [u8], signed: bool, zero_point: i32, with_sums: bool,
     ) -> RowTerms {
         if signed {
-            codes.iter_mut().for_each(|code| *code ^= FLIP);
+            for code in codes.iter_mut() {
+                *code ^= FLIP;
+            }
         }
         let mut rest = 0;
         if with_sums {

@@ -1,6 +1,7 @@
 //! What becomes of the sums of a tile.
 
 use crate::dot::{OUTPUTS, Sums};
+use crate::numeric::rectify;
 
 /// Where the sums of a job go.
 pub(crate) trait Store {
@@ -57,7 +58,7 @@ impl Store for FloatStore<'_, '_> {
             y[..len].iter_mut().zip(&bias[at..]).for_each(|(y, bias)| *y += bias);
         }
         if self.relu {
-            y.iter_mut().for_each(|y| *y = if *y > 0.0 { *y } else { 0.0 });
+            rectify(&mut y);
         }
         out.copy_from_slice(&y[..len]);
     }
