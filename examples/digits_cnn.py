@@ -1,8 +1,8 @@
 """A small convolutional network on scikit-learn's digits, quantized after training in several ways.
 
 Run by `make demo`. The network is trained here, in numpy, in a few seconds; then its layers become
-`qrs.nn` layers: int8 with ranges found in each call, static int8 whose layers hand on codes, with no
-float between the first and the last, and fewer bits. Prints accuracy on digits held back.
+`qrs.nn` layers: int8 with ranges found in each call, static int8 whose layers hand on codes, with
+no float between the first and the last, and fewer bits. Prints accuracy on digits held back.
 """
 
 from collections.abc import Callable

@@ -7,6 +7,7 @@ mod codebook_ops;
 mod float_ops;
 mod measure;
 mod ops;
+mod product_ops;
 mod twin;
 
 use std::cell::RefCell;
@@ -87,7 +88,8 @@ fn main() {
     println!("{}", measure::header());
     let arena = Arena::new();
     let mut rows = vec![];
-    let cases = ops::cases().into_iter().chain(float_ops::cases()).chain(codebook_ops::cases());
+    let cases = ops::cases().into_iter().chain(float_ops::cases());
+    let cases = cases.chain(codebook_ops::cases()).chain(product_ops::cases());
     for (name, target, make) in cases {
         let chosen: Vec<_> =
             levels().into_iter().filter(|level| wanted(&format!("{name} {level}"))).collect();

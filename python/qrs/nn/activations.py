@@ -32,7 +32,7 @@ class Encoded(NamedTuple):
     """In the shape of the scale."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dynamic:
     """The range is that of the input itself, found in each call.
 
@@ -40,6 +40,9 @@ class Dynamic:
     """
 
     scheme: Int
+
+    def __repr__(self) -> str:
+        return f"Dynamic({str(self.scheme)!r})"
 
     @property
     def largest(self) -> int:
