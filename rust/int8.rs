@@ -180,9 +180,12 @@ impl<S: Store> Product<'_, S> {
 pub(crate) fn corrected(raw: &Sums, of_row: RowTerms, w_sums: &Sums, w_zeros: &Sums) -> Sums {
     let mut sums = *raw;
     for lane in 0..OUTPUTS {
-        let w = of_row.zero_point.wrapping_mul(w_sums[lane]);
-        let x = of_row.rest.wrapping_mul(w_zeros[lane]);
-        sums[lane] = sums[lane].wrapping_sub(w).wrapping_sub(x);
+        sums[lane] = sums[lane].wrapping_sub(of_row.zero_point.wrapping_mul(w_sums[lane]));
+    }
+    if of_row.rest != 0 {
+        for lane in 0..OUTPUTS {
+            sums[lane] = sums[lane].wrapping_sub(of_row.rest.wrapping_mul(w_zeros[lane]));
+        }
     }
     sums
 }

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::dot::OUTPUTS;
+
 /// Some rows and columns of a matrix, and where they lie.
 pub(crate) struct Tile<'o, T> {
     pub rows: Range<usize>,
@@ -34,4 +36,25 @@ pub(crate) fn cut<T>(
         tiles.append(&mut of_rows);
     }
     tiles
+}
+
+/// The first numbers of a block; zeros for outputs that there are not.
+#[inline(always)]
+pub(crate) fn block_of<T: Copy + Default>(values: &[T]) -> [T; OUTPUTS] {
+    if let Some(whole) = values.first_chunk() {
+        return *whole;
+    }
+    let mut block = [T::default(); OUTPUTS];
+    block[..values.len()].copy_from_slice(values);
+    block
+}
+
+/// Writes a block, as far as there is room.
+#[inline(always)]
+pub(crate) fn put_block<T: Copy>(out: &mut [T], block: &[T; OUTPUTS]) {
+    if let Some(whole) = out.first_chunk_mut() {
+        *whole = *block;
+    } else {
+        out.copy_from_slice(&block[..out.len()]);
+    }
 }

@@ -12,7 +12,7 @@ use crate::dot::{Dot, Line, OUTPUTS, Row, Work, at_level};
 use crate::numeric::{Element, rectify};
 use crate::rows::for_each_job;
 use crate::simd::multiversion;
-use crate::tiles::{Tile, cut};
+use crate::tiles::{Tile, block_of, cut, put_block};
 
 /// Inputs whose levels are decoded at once, for one block of outputs; with more blocks, fewer.
 const INPUTS_AT_ONCE: usize = 256;
@@ -227,13 +227,14 @@ impl Product<'_, '_> {
         let first = self.tile.columns.start;
         for (place, totals) in self.tile.places.iter_mut().zip(totals) {
             for c in 0..C {
-                let column = (block + c) * OUTPUTS;
-                let end = self.tile.columns.end.min(column + OUTPUTS);
-                let y = &mut place[column - first..end - first];
-                y.copy_from_slice(&totals[c][..y.len()]);
+                let (column, mut y) = ((block + c) * OUTPUTS, totals[c]);
                 if let Some(bias) = self.bias {
-                    y.iter_mut().zip(&bias[column..]).for_each(|(y, bias)| *y += bias);
+                    let bias = block_of(&bias[column..]);
+                    for lane in 0..OUTPUTS {
+                        y[lane] += bias[lane];
+                    }
                 }
+                put_block(&mut place[column - first..], &y);
             }
         }
     }

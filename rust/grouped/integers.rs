@@ -5,7 +5,7 @@ use super::levels::decode_integers;
 use crate::dot::{Dot, INPUTS, Line, OUTPUTS, Sums, Work, at_level};
 use crate::int8::{Panel, RowTerms, corrected, finish};
 use crate::rows::for_each_job;
-use crate::tiles::{Tile, cut};
+use crate::tiles::{Tile, block_of, cut, put_block};
 
 /// Rows of a tile of the result, and tiles that are worth having.
 const TILE_ROWS: usize = 252;
@@ -214,14 +214,17 @@ impl Product<'_, '_> {
         let places = self.tile.places.iter_mut().zip(totals).zip(self.tile.rows.clone());
         for ((place, totals), row) in places {
             for c in 0..C {
-                let column = (block + c) * OUTPUTS;
-                let end = self.tile.columns.end.min(column + OUTPUTS);
-                let y = &mut place[column - first..end - first];
-                let scaled = totals[c].map(|total| self.x_scale[row] * total);
-                y.copy_from_slice(&scaled[..y.len()]);
-                if let Some(bias) = self.bias {
-                    y.iter_mut().zip(&bias[column..]).for_each(|(y, bias)| *y += bias);
+                let (column, mut y) = ((block + c) * OUTPUTS, totals[c]);
+                for lane in 0..OUTPUTS {
+                    y[lane] *= self.x_scale[row];
                 }
+                if let Some(bias) = self.bias {
+                    let bias = block_of(&bias[column..]);
+                    for lane in 0..OUTPUTS {
+                        y[lane] += bias[lane];
+                    }
+                }
+                put_block(&mut place[column - first..], &y);
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::dot::{OUTPUTS, Sums};
 use crate::numeric::rectify;
+use crate::tiles::{block_of, put_block};
 
 /// Where the sums of a job go.
 pub(crate) trait Store {
@@ -20,15 +21,14 @@ impl Store for IntStore<'_, '_> {
     #[inline(always)]
     fn put(&mut self, row: usize, block: usize, sums: &Sums) {
         let at = block * OUTPUTS;
-        let out = part_mut(self.rows[row], at);
-        match self.bias {
-            None => out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum),
-            Some(bias) => {
-                for ((out, sum), bias) in out.iter_mut().zip(sums).zip(&bias[at..]) {
-                    *out = sum.wrapping_add(*bias);
-                }
+        let mut sums = *sums;
+        if let Some(bias) = self.bias {
+            let bias = block_of(&bias[at..]);
+            for lane in 0..OUTPUTS {
+                sums[lane] = sums[lane].wrapping_add(bias[lane]);
             }
         }
+        put_block(&mut self.rows[row][at..], &sums);
     }
 }
 
@@ -46,27 +46,20 @@ impl Store for FloatStore<'_, '_> {
     fn put(&mut self, row: usize, block: usize, sums: &Sums) {
         let at = block * OUTPUTS;
         let x_scale = self.x_scale[if self.x_scale.len() == 1 { 0 } else { row }];
-        let out = part_mut(self.rows[row], at);
-        let len = out.len();
+        let w_scale = block_of(&self.w_scale[at..]);
         let mut y = [0.0; OUTPUTS];
-        let mut scale = [0.0; OUTPUTS];
-        scale[..len].copy_from_slice(&self.w_scale[at..][..len]);
-        for ((y, sum), w_scale) in y.iter_mut().zip(sums).zip(scale) {
-            *y = *sum as f32 * (x_scale * w_scale);
+        for lane in 0..OUTPUTS {
+            y[lane] = sums[lane] as f32 * (x_scale * w_scale[lane]);
         }
         if let Some(bias) = self.bias {
-            y[..len].iter_mut().zip(&bias[at..]).for_each(|(y, bias)| *y += bias);
+            let bias = block_of(&bias[at..]);
+            for lane in 0..OUTPUTS {
+                y[lane] += bias[lane];
+            }
         }
         if self.relu {
             rectify(&mut y);
         }
-        out.copy_from_slice(&y[..len]);
+        put_block(&mut self.rows[row][at..], &y);
     }
-}
-
-/// The places of a block.
-#[inline(always)]
-fn part_mut<T>(row: &mut [T], at: usize) -> &mut [T] {
-    let end = row.len().min(at + OUTPUTS);
-    &mut row[at..end]
 }
