@@ -1,5 +1,8 @@
 """Layers against what their arithmetic says, on the reference and the Rust backend."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -164,6 +167,24 @@ def test_results_have_the_dtype_of_the_input(activation: object, dtype: str) -> 
 def test_no_rows_give_none(activation: object) -> None:
     layer = nn.Linear.from_float(W, BIAS, activation=activation)
     assert layer(np.zeros((3, 0, 96), np.float32)).shape == (3, 0, 24)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))])
+def test_layers_are_copied_and_pickled(copied) -> None:
+    source = nn.Static("uint8", 0.03, 128)
+    for layer in (
+        nn.Linear.from_float(W, BIAS, "int4-g32", relu=True),
+        nn.Linear.from_float(W, BIAS, activation=source, output=nn.Static("int8", 0.2)),
+        nn.Linear.from_float(W, activation=nn.Outliers(2.0), backend="reference"),
+        nn.Embedding.from_float(W),
+    ):
+        x = np.arange(3) if isinstance(layer, nn.Embedding) else X
+        back, expected = copied(layer)(x), layer(x)
+        assert repr(copied(layer)) == repr(layer)
+        assert back == expected if isinstance(back, qrs.QTensor) else np.array_equal(back, expected)
+    image = RNG.standard_normal((1, 6, 8, 30)).astype(np.float32)
+    conv = nn.Conv2d.from_float(W.reshape(4, 6, 4, 24), BIAS[:4], stride=2, padding=(0, 1))
+    assert np.array_equal(copied(conv)(image), conv(image))
 
 
 def test_a_layer_goes_through_a_file(tmp_path) -> None:

@@ -115,3 +115,26 @@ def test_double_quantization_is_that_of_bitsandbytes():
     })  # fmt: skip
     made = qrs.QTensor.from_parts("nf4-g64-dq", x.shape, qt.codes, part)
     assert np.array_equal(made.dequantize(), functional.dequantize_4bit(packed, state).numpy())
+
+
+@pytest.mark.parametrize("threshold", [0.0, 6.0])
+def test_llm_int8_is_that_of_bitsandbytes(threshold):
+    """Its product with int8 rows, whose constant for 1 / 127^2 is off by 2e-5 of itself."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    from qrs import nn
+
+    rng = np.random.default_rng(12)
+    w, bias = rng.standard_normal((48, 256), np.float32), rng.standard_normal(48, np.float32)
+    x = rng.standard_normal((9, 256), np.float32)
+    x[:, [3, 200]] *= 20
+    layer = bnb.nn.Linear8bitLt(256, 48, has_fp16_weights=False, threshold=threshold)
+    layer.weight.data, layer.bias.data = torch.from_numpy(w), torch.from_numpy(bias)
+    layer = layer.to("cpu")
+    with torch.no_grad():
+        expected = layer(torch.from_numpy(x)).float().numpy()
+    ours = nn.Linear.from_float(w, bias, activation=nn.Outliers(threshold))(x)
+    reach = abs(x) @ abs(w).T
+    # It keeps the columns of outliers in float16, as its weights were given.
+    assert (abs(ours - expected) <= 1e-3 * reach).all()
+    assert np.linalg.norm(ours - expected) <= 2e-3 * np.linalg.norm(expected)

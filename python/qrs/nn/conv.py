@@ -51,6 +51,11 @@ class Convolutional(Layer):
             expected = f"a divisor of the {weight.shape[0]} outputs"
             raise bad("groups", f"got {groups}", groups, expected)
         check_choice("requantize", requantize, REQUANTIZE)
+        self._settings = {
+            "bias": bias, "stride": stride, "padding": padding, "dilation": dilation,
+            "groups": groups, "activation": activation, "output": output, "relu": relu,
+            "requantize": requantize, "backend": backend,
+        }  # fmt: skip
         self.relu = bool(relu)
         self._source = per_tensor(self.activation)
         self._weights = integer_weights(weight)

@@ -26,6 +26,7 @@ class Embedding(Layer):
 
     def __init__(self, weight: QTensor, *, backend: str | None = None) -> None:
         super().__init__(checked_weight(weight, 2), None, None, None, backend)
+        self._settings = {"backend": backend}
 
     @classmethod
     def from_float(

@@ -24,6 +24,9 @@ Same = TypeVar("Same", bound="Layer")
 class Layer:
     """A weight, perhaps a bias, and what is done to the input and the output."""
 
+    _settings: dict[str, Any]
+    """The keyword arguments that the layer was made with."""
+
     def __init__(
         self,
         weight: QTensor,
@@ -42,6 +45,10 @@ class Layer:
         if output is not None and not isinstance(self.activation, Static):
             found = "given without an activation that is Static"
             raise bad("output", found, output, "a calibrated input, Static(...), beside it")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled and copied as what it was made of; kernels pack the weight anew."""
+        return _made, (type(self), self.weight, self._settings)
 
     def state(self, prefix: str = "") -> dict[str, QTensor | NDArray[Any]]:
         """What `qrs.save` takes: `weight`, `bias`, and the parameters of calibrated ranges.
@@ -136,6 +143,10 @@ class Layer:
         return QTensor(
             scheme, shape, "float32", int_parts.parts_of(scheme, shape, packed, scale, z)
         )
+
+
+def _made(kind: type[Same], weight: QTensor, settings: dict[str, Any]) -> Same:
+    return kind(weight, **settings)
 
 
 def as_dtype_of(y: Float32, x: Array) -> Array:

@@ -69,6 +69,10 @@ class Linear(Layer):
         check_choice("compute", compute, COMPUTE)
         check_choice("requantize", requantize, REQUANTIZE)
         self.relu, self.compute = bool(relu), compute
+        self._settings = {
+            "bias": bias, "activation": activation, "output": output, "relu": relu,
+            "compute": compute, "requantize": requantize, "backend": backend,
+        }  # fmt: skip
         self._product = self._chosen_product()
         self._sums = None if output is None else self._integer_sums(output, requantize)
 
