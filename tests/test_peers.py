@@ -121,7 +121,7 @@ def test_double_quantization_is_that_of_bitsandbytes():
 def test_llm_int8_is_that_of_bitsandbytes(threshold):
     """The same codes and sums; its constant for 1 / 127^2 is off by 2e-5, its results are float16.
 
-    Of a column with outliers its scales see the other numbers, against the paper: there are none here.
+    Its scales see the other numbers of a column with outliers, unlike the paper's: here are none.
     """
     torch = pytest.importorskip("torch", reason="torch is not installed")
     f = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed").functional
