@@ -14,7 +14,7 @@ use crate::dot::{Dot, INPUTS, Line, NIBBLES, OUTPUTS, Row, Sums, nibble_shift};
 pub(super) struct Avx512Vnni;
 
 impl Dot for Avx512Vnni {
-    const FEW_ROWS: usize = 2;
+    const FEW_ROWS: usize = 16;
 
     #[inline(always)]
     fn tile<const R: usize, const C: usize>(

@@ -44,7 +44,7 @@ pub fn matmul_grouped<E: Element>(
     // More blocks side by side where there are few rows.
     let side_by_side = match m {
         1 => 8,
-        2..=3 => 4,
+        2..=16 => 4,
         _ => 2,
     };
     let blocks = weights.blocks();
@@ -144,7 +144,7 @@ impl Product<'_, '_> {
         C
     }
 
-    /// The sums of one or two rows, with nibbles as they lie.
+    /// The sums of a few rows, with nibbles as they lie.
     #[inline(always)]
     fn few_rows<D: Dot, const C: usize>(
         &self,
@@ -164,11 +164,18 @@ impl Product<'_, '_> {
             z[c] = &zero_points[c];
         }
         let z = takes_off.then_some(z);
-        let x = |row: usize| &self.x[row * self.weights.k..][self.weights.inputs(group)];
-        if let Ok(sums) = <&mut [State<C>; 2]>::try_from(&mut *sums) {
-            *sums = D::nibble_chains::<2, C>([x(0), x(1)], lines, table, z, *sums);
-        } else {
-            sums[0] = D::nibble_chains::<1, C>([x(0)], lines, table, z, [sums[0]])[0];
+        let inputs = self.weights.inputs(group);
+        let x = |row: usize| &self.x[row * self.weights.k..][inputs.clone()];
+        let (fours, rest) = if C <= 4 { sums.as_chunks_mut::<4>() } else { (&mut [][..], sums) };
+        let mut row = 0;
+        for four in fours {
+            let x = [x(row), x(row + 1), x(row + 2), x(row + 3)];
+            *four = D::nibble_chains::<4, C>(x, lines, table, z, *four);
+            row += 4;
+        }
+        for one in rest {
+            [*one] = D::nibble_chains::<1, C>([x(row)], lines, table, z, [*one]);
+            row += 1;
         }
     }
 

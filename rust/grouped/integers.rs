@@ -162,7 +162,7 @@ impl Product<'_, '_> {
         self.add(row, block, group, &D::tile::<R, C>(x, lines), totals);
     }
 
-    /// One or two rows, with nibbles as they lie.
+    /// A few rows, with nibbles as they lie.
     #[inline(always)]
     fn few_rows<D: Dot, const C: usize>(
         &self,
@@ -176,12 +176,15 @@ impl Product<'_, '_> {
         }
         let first = self.tile.rows.start;
         let x = |row| self.panel.group(first + row, group, 2 * lines[0].len());
-        if totals.len() == 2 {
-            let raw = D::nibble_tile::<2, C>([x(0), x(1)], lines);
-            self.add(0, block, group, &raw, totals);
-        } else {
-            let raw = D::nibble_tile::<1, C>([x(0)], lines);
-            self.add(0, block, group, &raw, totals);
+        let mut row = 0;
+        while row + 4 <= totals.len() {
+            let raw = D::nibble_tile::<4, C>([x(row), x(row + 1), x(row + 2), x(row + 3)], lines);
+            self.add(row, block, group, &raw, totals);
+            row += 4;
+        }
+        while row < totals.len() {
+            self.add(row, block, group, &D::nibble_tile::<1, C>([x(row)], lines), totals);
+            row += 1;
         }
     }
 
