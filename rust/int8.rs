@@ -22,6 +22,11 @@ const PANEL_ROWS: usize = 1008;
 const JOB_ROWS: usize = 4 * TILE_ROWS;
 const JOBS: usize = 16;
 
+/// Bytes of weights that a second-level cache holds beside other things, and rows of a job that has
+/// all of them: no more than are copied at once.
+const SMALL_WEIGHTS: usize = 3 << 18;
+const MOST_JOB_ROWS: usize = 60;
+
 /// Weights made ready by [`pack_int8`].
 #[derive(Debug)]
 pub struct Int8Weights {
@@ -232,6 +237,20 @@ fn for_each_tile<'o, T: Send, S: Store + Send>(
         return;
     }
     let blocks = weights.blocks_per_group();
+    if m >= 2 * JOB_ROWS && size_of_val(&*weights.lines) <= SMALL_WEIGHTS {
+        // Each job makes the panel of its own rows, so that nothing waits for a panel of all.
+        let job_rows = m.div_ceil(JOBS).next_multiple_of(TILE_ROWS).clamp(JOB_ROWS, MOST_JOB_ROWS);
+        let run = |tile: Tile<'o, T>| {
+            let Tile { rows: range, columns, places } = tile;
+            let panel = Panel::new(&rows, range.clone(), weights.has_zero_points);
+            let count = 0..range.len();
+            let store = store(range, columns, places);
+            at_level(Product { weights, panel: &panel, rows: count, blocks: 0..blocks, store });
+            Ok(())
+        };
+        for_each_job(cut(out, n, job_rows, n).into_iter(), run).expect("no faults");
+        return;
+    }
     // Several tiles of outputs for each job, and if there are few jobs then, fewer rows.
     let job_blocks = blocks.div_ceil(JOBS).next_multiple_of(TILE_BLOCKS);
     for (chunk, out) in out.chunks_mut(PANEL_ROWS * n).enumerate() {

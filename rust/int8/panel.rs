@@ -71,7 +71,8 @@ impl Panel {
         Self { bytes, terms: vec![RowTerms::default(); rows], steps }
     }
 
-    /// The panel of some rows of a matrix; sums of rows only where they are needed.
+    /// The panel of some rows of a matrix; sums of rows only where they are needed. Of few rows it is
+    /// made on the calling thread.
     pub(crate) fn new(rows: &Rows<'_>, range: Range<usize>, with_sums: bool) -> Self {
         let mut panel = Self::empty(range.len(), rows.k);
         let steps = panel.steps.max(1);
