@@ -75,7 +75,7 @@ fn for_each_block<E: Element>(
 
 multiversion! {
     fn gelu_rows<E: Element>(x: &[E::Repr], y: &mut [E::Repr]) -> Result<(), Fault> {
-        map_rows::<E>(x, x.len(), y, |row| {
+        map_rows::<E>(x, x.len(), x.len(), y, |row| {
             for x in row {
                 let half = *x * 0.5;
                 *x = half * (1.0 + erf(*x * std::f32::consts::FRAC_1_SQRT_2));
@@ -89,7 +89,8 @@ multiversion! {
     fn softmax_rows<E: Element>(
         x: &[E::Repr], cols: usize, y: &mut [E::Repr],
     ) -> Result<(), Fault> {
-        map_rows::<E>(x, cols, y, |row| {
+        // What is behind a short row has the exponential 0, so that whole vectors are worked on.
+        map_rows::<E>(x, cols, cols.next_multiple_of(LANES), y, |row| {
             let greatest = greatest(row);
             for x in row.iter_mut() {
                 *x = exp(*x - greatest);
@@ -108,7 +109,7 @@ multiversion! {
         x: &[E::Repr], weight: &[f32], bias: &[f32], eps: f32, y: &mut [E::Repr],
     ) -> Result<(), Fault> {
         let count = weight.len() as f32;
-        map_rows::<E>(x, weight.len(), y, |row| {
+        map_rows::<E>(x, weight.len(), weight.len(), y, |row| {
             let mean = lane_sums(row, |x| x) / count;
             for x in row.iter_mut() {
                 *x -= mean;
@@ -124,16 +125,18 @@ multiversion! {
 }
 
 /// Widens each row, lets `work` change it, and narrows what it left; `work` says whether the sums of
-/// the row are finite.
+/// the row are finite. It gets `padded` numbers, of which those behind the row are -infinity.
 #[inline(always)]
 fn map_rows<E: Element>(
     x: &[E::Repr],
     cols: usize,
+    padded: usize,
     y: &mut [E::Repr],
     work: impl Fn(&mut [f32]) -> bool,
 ) -> Result<(), Fault> {
-    let mut room = vec![0.0; cols];
+    let mut room = vec![0.0; padded];
     for (index, (x, y)) in x.chunks_exact(cols).zip(y.chunks_exact_mut(cols)).enumerate() {
+        room[cols..].fill(f32::NEG_INFINITY);
         let mut greatest = 0;
         for (wide, x) in room.iter_mut().zip(x) {
             *wide = E::widen(*x);
@@ -145,7 +148,7 @@ fn map_rows<E: Element>(
         if !work(&mut room) {
             return Err(Fault::ScaleOverflow { group: index });
         }
-        E::narrow_all(&room, y);
+        E::narrow_all(&room[..cols], y);
     }
     Ok(())
 }
