@@ -5,7 +5,7 @@
 #![expect(clippy::approx_constant, clippy::excessive_precision, reason = "as in the reference")]
 
 use crate::error::Fault;
-use crate::numeric::{Element, larger, round};
+use crate::numeric::{Element, larger, round_to_int};
 use crate::rows::for_each_job;
 use crate::simd::multiversion;
 use crate::sums::{LANES, lane_sums};
@@ -73,15 +73,69 @@ fn for_each_block<E: Element>(
     for_each_job(jobs, |(job, (x, y))| work(job * rows, x, y))
 }
 
+/// What is done to a row, in place. A trait and no closure: its bodies are inlined for certain, and so
+/// compiled for the instruction set.
+trait RowWork {
+    /// Whether the sums of the row are finite.
+    fn run(&self, row: &mut [f32]) -> bool;
+}
+
+struct Gelu;
+
+impl RowWork for Gelu {
+    #[inline(always)]
+    fn run(&self, row: &mut [f32]) -> bool {
+        for x in row {
+            let half = *x * 0.5;
+            *x = half * (1.0 + erf(*x * std::f32::consts::FRAC_1_SQRT_2));
+        }
+        true
+    }
+}
+
+struct Softmax;
+
+impl RowWork for Softmax {
+    #[inline(always)]
+    fn run(&self, row: &mut [f32]) -> bool {
+        let greatest = greatest(row);
+        for x in row.iter_mut() {
+            *x = exp(*x - greatest);
+        }
+        let sum = lane_sums(row, |x| x);
+        for x in row {
+            *x /= sum;
+        }
+        true
+    }
+}
+
+struct LayerNorm<'a> {
+    weight: &'a [f32],
+    bias: &'a [f32],
+    eps: f32,
+}
+
+impl RowWork for LayerNorm<'_> {
+    #[inline(always)]
+    fn run(&self, row: &mut [f32]) -> bool {
+        let count = row.len() as f32;
+        let mean = lane_sums(row, |x| x) / count;
+        for x in row.iter_mut() {
+            *x -= mean;
+        }
+        let variance = lane_sums(row, |x| x * x) / count;
+        let inverse = 1.0 / (variance + self.eps).sqrt();
+        for ((x, weight), bias) in row.iter_mut().zip(self.weight).zip(self.bias) {
+            *x = *x * inverse * weight + bias;
+        }
+        variance.is_finite()
+    }
+}
+
 multiversion! {
     fn gelu_rows<E: Element>(x: &[E::Repr], y: &mut [E::Repr]) -> Result<(), Fault> {
-        map_rows::<E>(x, x.len(), x.len(), y, |row| {
-            for x in row {
-                let half = *x * 0.5;
-                *x = half * (1.0 + erf(*x * std::f32::consts::FRAC_1_SQRT_2));
-            }
-            true
-        })
+        map_rows::<E>(x, x.len(), x.len(), y, &Gelu)
     }
 }
 
@@ -90,17 +144,7 @@ multiversion! {
         x: &[E::Repr], cols: usize, y: &mut [E::Repr],
     ) -> Result<(), Fault> {
         // What is behind a short row has the exponential 0, so that whole vectors are worked on.
-        map_rows::<E>(x, cols, cols.next_multiple_of(LANES), y, |row| {
-            let greatest = greatest(row);
-            for x in row.iter_mut() {
-                *x = exp(*x - greatest);
-            }
-            let sum = lane_sums(row, |x| x);
-            for x in row {
-                *x /= sum;
-            }
-            true
-        })
+        map_rows::<E>(x, cols, cols.next_multiple_of(LANES), y, &Softmax)
     }
 }
 
@@ -108,31 +152,19 @@ multiversion! {
     fn layer_norm_rows<E: Element>(
         x: &[E::Repr], weight: &[f32], bias: &[f32], eps: f32, y: &mut [E::Repr],
     ) -> Result<(), Fault> {
-        let count = weight.len() as f32;
-        map_rows::<E>(x, weight.len(), weight.len(), y, |row| {
-            let mean = lane_sums(row, |x| x) / count;
-            for x in row.iter_mut() {
-                *x -= mean;
-            }
-            let variance = lane_sums(row, |x| x * x) / count;
-            let inverse = 1.0 / (variance + eps).sqrt();
-            for ((x, weight), bias) in row.iter_mut().zip(weight).zip(bias) {
-                *x = *x * inverse * weight + bias;
-            }
-            variance.is_finite()
-        })
+        map_rows::<E>(x, weight.len(), weight.len(), y, &LayerNorm { weight, bias, eps })
     }
 }
 
-/// Widens each row, lets `work` change it, and narrows what it left; `work` says whether the sums of
-/// the row are finite. It gets `padded` numbers, of which those behind the row are -infinity.
+/// Widens each row, lets `work` change it, and narrows what it left. It gets `padded` numbers, of
+/// which those behind the row are -infinity.
 #[inline(always)]
 fn map_rows<E: Element>(
     x: &[E::Repr],
     cols: usize,
     padded: usize,
     y: &mut [E::Repr],
-    work: impl Fn(&mut [f32]) -> bool,
+    work: &impl RowWork,
 ) -> Result<(), Fault> {
     let mut room = vec![0.0; padded];
     for (index, (x, y)) in x.chunks_exact(cols).zip(y.chunks_exact_mut(cols)).enumerate() {
@@ -145,7 +177,7 @@ fn map_rows<E: Element>(
         if greatest >= f32::INFINITY.to_bits() {
             return Err(Fault::NonFinite);
         }
-        if !work(&mut room) {
+        if !work.run(&mut room) {
             return Err(Fault::ScaleOverflow { group: index });
         }
         E::narrow_all(&room[..cols], y);
@@ -171,13 +203,13 @@ fn greatest(row: &[f32]) -> f32 {
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     let x = if x > LEAST_EXPONENT { x } else { LEAST_EXPONENT };
-    let n = round(x * LOG2_E);
+    let whole = round_to_int(x * LOG2_E);
+    let n = whole as f32;
     let r = (x - n * LN2_HIGH) - n * LN2_LOW;
     let y = (polynomial(r, &EXP) * (r * r) + r) + 1.0;
     // In two steps, of which the second alone may round: to a subnormal.
-    let n = n as i32;
-    let first = n >> 1;
-    y * power_of_two(first) * power_of_two(n - first)
+    let first = whole >> 1;
+    y * power_of_two(first) * power_of_two(whole - first)
 }
 
 #[inline(always)]

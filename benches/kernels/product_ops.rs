@@ -38,7 +38,7 @@ fn int8(bytes: usize) -> Case {
     let w: Vec<i8> = bytes_of(n * INPUTS).into_iter().map(|byte| byte as i8).collect();
     let weights = pack_int8(&w, n, INPUTS, None, 1);
     let (codes, mut sums) = (bytes_of(INPUTS), vec![0; n]);
-    case(w.len(), size_of_val(&*sums), move || {
+    case(w.len(), 0, move || {
         let rows = Rows { codes: &codes, signed: true, k: INPUTS, m: 1, zero_points: &[] };
         matmul_int8(rows, &weights, None, &mut sums);
     })
@@ -53,7 +53,7 @@ fn grouped(bytes: usize, bits: u32, integers: bool) -> Case {
     let weights = weights.expect("every code has a level");
     let (x, mut y) = (normal::<Float32>(INPUTS), vec![0.0; n]);
     let codes: Vec<i8> = bytes_of(INPUTS).into_iter().map(|byte| byte as i8).collect();
-    case(packed.len() + size_of_val(&*scale), size_of_val(&*y), move || {
+    case(packed.len(), 0, move || {
         if integers {
             linear_grouped_int8(&codes, &weights, &[0.5], None, &mut y);
         } else {
