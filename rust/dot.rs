@@ -3,9 +3,10 @@
 //! One trait for the instruction sets, and [`at_level`] that picks one. All of them are exact:
 //! where an instruction would saturate (VPMADDUBSW), it is not used. Sums wrap as i32 does.
 
+use std::ops::Range;
+
 #[cfg(target_arch = "x86_64")]
 use crate::dot_x86;
-#[cfg(target_arch = "x86_64")]
 use crate::simd::{Level, level};
 
 /// Outputs whose weights lie side by side.
@@ -17,6 +18,14 @@ pub(crate) const INPUTS: usize = 4;
 /// Most rows, and blocks of outputs, of a tile: their sums fill 24 of 32 registers.
 pub(crate) const TILE_ROWS: usize = 6;
 pub(crate) const TILE_BLOCKS: usize = 4;
+
+/// Rows and blocks of the tiles of [`Dot::HAS_MATRICES`]; also half as many rows.
+pub(crate) const MATRIX_ROWS: usize = 32;
+pub(crate) const HALF_MATRIX_ROWS: usize = MATRIX_ROWS / 2;
+pub(crate) const MATRIX_BLOCKS: usize = 2;
+
+/// Inputs of [`Dot::bf16_tile`] come in multiples of these.
+pub(crate) const BF16_INPUTS: usize = 32;
 
 /// Weights of 16 outputs for four inputs: a cache line, and a register. An output has a lane, its
 /// first input the lowest byte.
@@ -36,6 +45,32 @@ impl Line {
     #[inline(always)]
     pub(crate) fn get(&self, output: usize, input: usize) -> i8 {
         (self.0[output] >> (8 * input)) as i8
+    }
+}
+
+/// Rows of bytes in fours, each `steps` of them, that begin `stride` fours behind one another.
+#[derive(Clone, Copy)]
+pub(crate) struct Fours<'a> {
+    pub bytes: &'a [[u8; INPUTS]],
+    pub stride: usize,
+    pub steps: usize,
+}
+
+impl<'a> Fours<'a> {
+    /// The first `R` rows.
+    #[inline(always)]
+    pub(crate) fn rows<const R: usize>(self) -> [&'a [[u8; INPUTS]]; R] {
+        let mut rows: [&[[u8; INPUTS]]; R] = [&[]; R];
+        for r in 0..R {
+            rows[r] = &self.bytes[r * self.stride..][..self.steps];
+        }
+        rows
+    }
+
+    /// Some fours of every row.
+    #[inline(always)]
+    pub(crate) fn part(self, steps: Range<usize>) -> Self {
+        Self { bytes: &self.bytes[steps.start..], stride: self.stride, steps: steps.len() }
     }
 }
 
@@ -60,24 +95,25 @@ pub(crate) trait Dot {
     /// Rows for which it is faster to take nibbles as they lie than to unpack them first.
     const FEW_ROWS: usize = 0;
 
+    /// Whether registers hold matrices: tiles of [`MATRIX_ROWS`], or half as many, by
+    /// [`MATRIX_BLOCKS`] are fastest then.
+    const HAS_MATRICES: bool = false;
+
     /// The sums of `R` rows with `C` blocks of weights, a line for each four bytes of a row.
     fn tile<const R: usize, const C: usize>(
-        rows: [&[[u8; INPUTS]]; R],
+        rows: Fours<'_>,
         blocks: [&[Line]; C],
     ) -> [[Sums; C]; R];
 
     /// As [`Dot::tile`], with blocks of nibbles: a line for each eight bytes of a row.
     #[inline(always)]
     fn nibble_tile<const R: usize, const C: usize>(
-        rows: [&[[u8; INPUTS]]; R],
+        rows: Fours<'_>,
         blocks: [&[Line]; C],
     ) -> [[Sums; C]; R] {
         let mut sums: [[Sums; C]; R] = [[[0; OUTPUTS]; C]; R];
         for step in 0..blocks[0].len() {
-            let mut eights: [&[[u8; INPUTS]]; R] = [&[]; R];
-            for r in 0..R {
-                eights[r] = &rows[r][2 * step..2 * step + 2];
-            }
+            let eights = rows.part(2 * step..2 * step + 2);
             for c in 0..C {
                 let products = Self::tile::<R, 1>(eights, [&Self::split_nibbles(&blocks[c][step])]);
                 for r in 0..R {
@@ -110,6 +146,32 @@ pub(crate) trait Dot {
                     for (x, level) in x[r][step * NIBBLES..].iter().zip(&levels) {
                         for lane in 0..OUTPUTS {
                             sums[r][c][lane] = x.mul_add(level[lane], sums[r][c][lane]);
+                        }
+                    }
+                }
+            }
+        }
+        sums
+    }
+
+    /// Sums of float32 in the order that is fastest, of two parts of `R` rows with `C` blocks, all of
+    /// them pairs of bfloat16 numbers.
+    #[inline(always)]
+    fn bf16_tile<const R: usize, const C: usize>(
+        parts: [Fours<'_>; 2],
+        blocks: [&[Line]; C],
+    ) -> [[Row; C]; R] {
+        let mut sums = [[[0.0; OUTPUTS]; C]; R];
+        for part in parts {
+            for (row, sums) in part.rows::<R>().into_iter().zip(&mut sums) {
+                for (block, sums) in blocks.iter().zip(sums) {
+                    for (x, line) in row.iter().zip(*block) {
+                        let x = u32::from_le_bytes(*x);
+                        for (sum, w) in sums.iter_mut().zip(line.0) {
+                            for (x, w) in [(x << 16, w << 16), (x, w)] {
+                                let high = |pair: u32| f32::from_bits(pair & 0xffff_0000);
+                                *sum = high(x).mul_add(high(w), *sum);
+                            }
                         }
                     }
                 }
@@ -157,12 +219,23 @@ pub(crate) trait Work {
 pub(crate) fn at_level(work: impl Work) {
     #[cfg(target_arch = "x86_64")]
     match level() {
-        Level::Amx | Level::Avx512 => return dot_x86::at_avx512(work),
+        Level::Amx => return dot_x86::at_amx(work),
+        Level::Avx512 => return dot_x86::at_avx512(work),
         Level::AvxVnni => return dot_x86::at_avxvnni(work),
         Level::Avx2 => return dot_x86::at_avx2(work),
         Level::Baseline => {}
     }
     work.run::<Portable>();
+}
+
+/// [`Dot::HAS_MATRICES`] of the level in use.
+pub(crate) fn has_matrices() -> bool {
+    level() == Level::Amx
+}
+
+/// Rows of the largest tile of the level in use: a job has whole multiples of them.
+pub(crate) fn tile_rows() -> usize {
+    if has_matrices() { MATRIX_ROWS } else { TILE_ROWS }
 }
 
 /// Plain Rust, for CPUs of which nothing is known.
@@ -171,11 +244,11 @@ pub(crate) struct Portable;
 impl Dot for Portable {
     #[inline(always)]
     fn tile<const R: usize, const C: usize>(
-        rows: [&[[u8; INPUTS]]; R],
+        rows: Fours<'_>,
         blocks: [&[Line]; C],
     ) -> [[Sums; C]; R] {
         let mut sums: [[Sums; C]; R] = [[[0; OUTPUTS]; C]; R];
-        for (row, sums) in rows.iter().zip(&mut sums) {
+        for (row, sums) in rows.rows::<R>().into_iter().zip(&mut sums) {
             for (block, sums) in blocks.iter().zip(sums) {
                 for (x, line) in row.iter().zip(*block) {
                     for lane in 0..OUTPUTS {

@@ -7,12 +7,29 @@
 //! Loops count instead of iterating: closures and iterators are functions without these instruction
 //! sets, into which intrinsics are not inlined.
 
+mod amx;
 mod avx2;
 mod avx512;
 
-use crate::dot::{INPUTS, Line, Work};
+use crate::dot::{Fours, INPUTS, Line, Work};
+use amx::{Amx, Tiles};
 use avx2::{Avx2, AvxVnni};
 use avx512::Avx512Vnni;
+
+/// Runs `work` with AMX.
+pub(crate) fn at_amx<W: Work>(work: W) {
+    #[target_feature(enable = "avx,avx2,fma,bmi1,bmi2,f16c,lzcnt,movbe,popcnt")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl")]
+    #[target_feature(enable = "avx512vbmi,avx512vnni")]
+    fn run<W: Work>(work: W) {
+        work.run::<Amx>();
+    }
+    // SAFETY: `at_level` calls this where the level has all these features, and tiles.
+    unsafe {
+        let _ready = Tiles::ready();
+        run(work);
+    }
+}
 
 /// Runs `work` with AVX-512 VNNI.
 pub(crate) fn at_avx512<W: Work>(work: W) {
@@ -56,11 +73,9 @@ unsafe fn four(row: &[[u8; INPUTS]], step: usize) -> i32 {
     i32::from_le_bytes(unsafe { *row.get_unchecked(step) })
 }
 
-/// How many lines the blocks have, checked to be the length of all slices.
+/// The length of all rows, checked to be the number of lines of all blocks.
 #[inline(always)]
-fn steps_of(rows: &[&[[u8; INPUTS]]], blocks: &[&[Line]]) -> usize {
-    let steps = blocks[0].len();
-    assert!(rows.iter().all(|row| row.len() == steps));
-    assert!(blocks.iter().all(|block| block.len() == steps));
-    steps
+fn steps_of(rows: Fours<'_>, blocks: &[&[Line]]) -> usize {
+    assert!(blocks.iter().all(|block| block.len() == rows.steps));
+    rows.steps
 }

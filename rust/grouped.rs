@@ -4,6 +4,7 @@
 //! are decoded a group at a time, for all rows at once: to float32 (`floats`), of which rows take
 //! chains of fused multiply-adds, or to i8 (`integers`), for sums of products of bytes.
 
+mod bf16x2;
 mod floats;
 mod integers;
 mod levels;
@@ -162,6 +163,14 @@ impl GroupedWeights {
     #[must_use]
     pub fn are_integers(&self) -> bool {
         matches!(self.kind, Kind::Nibbles | Kind::Bytes)
+    }
+
+    /// Whether all levels, codes less their zero points, are bfloat16 numbers, as integers of eight
+    /// bits and a sign are; and groups so long that padding them costs little.
+    fn have_bf16_levels(&self) -> bool {
+        let small = |z: &i32| (-128..=128).contains(z);
+        let terms_are_small = || self.terms.iter().all(|terms| terms.zero_point.iter().all(small));
+        self.are_integers() && self.group_size >= 16 && terms_are_small()
     }
 
     #[inline(always)]

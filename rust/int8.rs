@@ -9,7 +9,10 @@ mod store;
 
 use std::ops::Range;
 
-use crate::dot::{Dot, INPUTS, Line, OUTPUTS, Sums, TILE_BLOCKS, TILE_ROWS, Work, at_level};
+use crate::dot::{
+    Dot, HALF_MATRIX_ROWS, INPUTS, Line, MATRIX_BLOCKS, MATRIX_ROWS, OUTPUTS, Sums, TILE_BLOCKS,
+    TILE_ROWS, Work, at_level, tile_rows,
+};
 use crate::rows::for_each_job;
 use crate::tiles::{Tile, cut};
 pub use panel::Rows;
@@ -19,13 +22,13 @@ use store::{FloatStore, IntStore};
 
 /// Rows whose panel is made at once, and rows and jobs that it is cut into at the least.
 const PANEL_ROWS: usize = 1008;
-const JOB_ROWS: usize = 4 * TILE_ROWS;
+const JOB_ROWS: usize = 24;
 const JOBS: usize = 16;
 
 /// Bytes of weights that a second-level cache holds beside other things, and rows of a job that has
 /// all of them: no more than are copied at once.
 const SMALL_WEIGHTS: usize = 3 << 18;
-const MOST_JOB_ROWS: usize = 60;
+const MOST_JOB_ROWS: usize = 64;
 
 /// Weights made ready by [`pack_int8`].
 #[derive(Debug)]
@@ -133,6 +136,12 @@ impl<S: Store> Work for Product<'_, S> {
     #[inline(always)]
     fn run<D: Dot>(mut self) {
         let mut block = self.blocks.start;
+        if D::HAS_MATRICES && self.rows.len() >= HALF_MATRIX_ROWS {
+            while block + MATRIX_BLOCKS <= self.blocks.end {
+                self.columns::<D, MATRIX_BLOCKS>(block);
+                block += MATRIX_BLOCKS;
+            }
+        }
         while block + TILE_BLOCKS <= self.blocks.end {
             self.columns::<D, TILE_BLOCKS>(block);
             block += TILE_BLOCKS;
@@ -149,6 +158,16 @@ impl<S: Store> Product<'_, S> {
     #[inline(always)]
     fn columns<D: Dot, const C: usize>(&mut self, block: usize) {
         let mut row = self.rows.start;
+        if D::HAS_MATRICES && C == MATRIX_BLOCKS {
+            while row + MATRIX_ROWS <= self.rows.end {
+                self.tile::<D, MATRIX_ROWS, C>(row, block);
+                row += MATRIX_ROWS;
+            }
+            if row + HALF_MATRIX_ROWS <= self.rows.end {
+                self.tile::<D, HALF_MATRIX_ROWS, C>(row, block);
+                row += HALF_MATRIX_ROWS;
+            }
+        }
         while row + TILE_ROWS <= self.rows.end {
             self.tile::<D, TILE_ROWS, C>(row, block);
             row += TILE_ROWS;
@@ -165,7 +184,7 @@ impl<S: Store> Product<'_, S> {
     #[inline(always)]
     fn tile<D: Dot, const R: usize, const C: usize>(&mut self, row: usize, block: usize) {
         let steps = self.weights.steps();
-        let rows = std::array::from_fn(|r| self.panel.row(row + r));
+        let rows = self.panel.rows(row, 1, steps);
         let blocks = std::array::from_fn(|c| &self.weights.lines[(block + c) * steps..][..steps]);
         let raw = D::tile::<R, C>(rows, blocks);
         for (r, raw) in raw.iter().enumerate() {
@@ -239,7 +258,8 @@ fn for_each_tile<'o, T: Send, S: Store + Send>(
     let blocks = weights.blocks_per_group();
     if m >= 2 * JOB_ROWS && size_of_val(&*weights.lines) <= SMALL_WEIGHTS {
         // Each job makes the panel of its own rows, so that nothing waits for a panel of all.
-        let job_rows = m.div_ceil(JOBS).next_multiple_of(TILE_ROWS).clamp(JOB_ROWS, MOST_JOB_ROWS);
+        let tiles = m.div_ceil(JOBS).clamp(JOB_ROWS, MOST_JOB_ROWS) / tile_rows();
+        let job_rows = tiles.max(1) * tile_rows();
         let run = |tile: Tile<'o, T>| {
             let Tile { rows: range, columns, places } = tile;
             let panel = Panel::new(&rows, range.clone(), weights.has_zero_points);
@@ -258,7 +278,7 @@ fn for_each_tile<'o, T: Send, S: Store + Send>(
         let count = out.len() / n;
         let panel = Panel::new(&rows, first..first + count, weights.has_zero_points);
         let parts = JOBS.div_ceil(blocks.div_ceil(job_blocks));
-        let job_rows = count.div_ceil(parts).next_multiple_of(TILE_ROWS).max(JOB_ROWS);
+        let job_rows = count.div_ceil(parts).max(JOB_ROWS).next_multiple_of(tile_rows());
         let jobs = cut(out, n, job_rows, job_blocks * OUTPUTS);
         let run = |tile: Tile<'o, T>| {
             let Tile { rows, columns, places } = tile;

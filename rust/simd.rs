@@ -28,6 +28,8 @@ const AVX2: &[&str] = &["avx", "avx2", "fma", "bmi1", "bmi2", "f16c", "lzcnt", "
 const AVX512: &[&str] =
     &["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vbmi", "avx512vnni"];
 
+const AMX: &[&str] = &["amx-tile", "amx-int8", "amx-bf16"];
+
 /// Register state that the operating system saves, as bits of XCR0.
 const YMM_STATE: u64 = 0x0000_0006;
 const ZMM_STATE: u64 = 0x0000_00e6;
@@ -61,7 +63,7 @@ impl Level {
             Self::Avx2 => avx2(),
             Self::AvxVnni => avx2() && has("avxvnni"),
             Self::Avx512 => avx512(),
-            Self::Amx => avx512() && saves(TILE_STATE) && all(&["amx-tile", "amx-int8"]),
+            Self::Amx => avx512() && saves(TILE_STATE) && all(AMX),
         }
     }
 }
@@ -76,13 +78,15 @@ impl fmt::Display for Level {
 mod cpu {
     use std::arch::is_x86_feature_detected;
     use std::arch::x86_64::{__cpuid_count, _xgetbv};
+    use std::sync::OnceLock;
 
     macro_rules! detected {
         ($name:ident: $($feature:tt)*) => {
             match $name {
                 $($feature => is_x86_feature_detected!($feature),)*
                 // The standard library does not name these yet.
-                "amx-tile" => __cpuid_count(7, 0).edx & (1 << 24) != 0,
+                "amx-tile" => __cpuid_count(7, 0).edx & (1 << 24) != 0 && tiles_are_permitted(),
+                "amx-bf16" => __cpuid_count(7, 0).edx & (1 << 22) != 0,
                 "amx-int8" => __cpuid_count(7, 0).edx & (1 << 25) != 0,
                 _ => unreachable!("no level asks for {}", $name),
             }
@@ -92,6 +96,30 @@ mod cpu {
     pub fn has(name: &str) -> bool {
         detected!(name: "avx" "avx2" "fma" "bmi1" "bmi2" "f16c" "lzcnt" "movbe" "popcnt" "avxvnni"
             "avx512f" "avx512bw" "avx512cd" "avx512dq" "avx512vl" "avx512vbmi" "avx512vnni")
+    }
+
+    /// Whether the operating system lets this process use tiles, asked once: Linux wants to be asked
+    /// before it saves 8 KB more for each thread.
+    fn tiles_are_permitted() -> bool {
+        static PERMITTED: OnceLock<bool> = OnceLock::new();
+        *PERMITTED.get_or_init(|| cfg!(target_os = "linux") && ask_linux_for_tiles())
+    }
+
+    /// `arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)`.
+    fn ask_linux_for_tiles() -> bool {
+        const ARCH_PRCTL: i64 = 158;
+        const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
+        const XTILEDATA: u64 = 18;
+        let mut result = ARCH_PRCTL;
+        // SAFETY: a system call of Linux on x86-64 that takes two numbers and touches no memory;
+        // kernels that do not know it return an error.
+        unsafe {
+            std::arch::asm!(
+                "syscall", inout("rax") result, in("rdi") ARCH_REQ_XCOMP_PERM,
+                in("rsi") XTILEDATA, out("rcx") _, out("r11") _, options(nostack),
+            );
+        }
+        result == 0
     }
 
     pub fn xcr0() -> u64 {
@@ -199,6 +227,12 @@ pub fn set_level(name: Option<&str>) -> Result<Level, String> {
     let level = choose(name, &levels())?;
     LEVEL.store(level as u8, Ordering::Relaxed);
     Ok(level)
+}
+
+/// Sets a level that this machine may lack, where what it lacks is emulated.
+#[cfg(test)]
+pub(crate) fn force_level(level: Level) {
+    LEVEL.store(level as u8, Ordering::Relaxed);
 }
 
 /// Compiles one body for every instruction set and calls the best one at run time.
@@ -309,7 +343,7 @@ mod tests {
     #[test]
     fn b02_known_cpus_get_their_level() {
         let ice_lake = format!("{HASWELL} {ICE_LAKE}");
-        let sapphire_rapids = format!("{ice_lake} avxvnni amx-tile amx-int8");
+        let sapphire_rapids = format!("{ice_lake} avxvnni amx-tile amx-int8 amx-bf16");
         for (cpu, features, xcr0, level) in [
             ("Nehalem", "popcnt", 0, Level::Baseline),
             ("Sandy Bridge", "avx popcnt", YMM_STATE, Level::Baseline),

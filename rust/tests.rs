@@ -1,6 +1,8 @@
 //! Every kernel against a naive oracle, bit for bit: at each SIMD level, with several numbers of
 //! threads, on shapes that fit nothing.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx_emulator;
 mod codebooks;
 mod conversions;
 mod divisions;
@@ -15,22 +17,34 @@ mod worked_numbers;
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::{rows, simd};
+use crate::rows;
+use crate::simd::{self, Level};
 
 /// Runs `test` at every level of this machine with one, two and three threads, and asserts that the
 /// level is the one it says. Level and threads belong to the process, so such tests take turns.
 fn at_every_level(mut test: impl FnMut(&str)) {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    for level in simd::levels() {
+    for level in levels() {
         for threads in [1, 2, 3] {
-            simd::set_level(Some(level.name())).expect("a level of this machine");
+            simd::force_level(level);
             rows::set_num_threads(threads);
             test(&format!("{level}, {threads} threads"));
             assert_eq!((simd::level(), rows::num_threads()), (level, threads));
         }
     }
     simd::set_level(None).expect("the highest level");
+}
+
+/// The levels of this machine, and AMX where only tiles are missing, which then are emulated.
+fn levels() -> Vec<Level> {
+    let mut levels = simd::levels();
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if levels.last() == Some(&Level::Avx512) {
+        amx_emulator::install();
+        levels.push(Level::Amx);
+    }
+    levels
 }
 
 /// Numbers that are hard on a quantizer, `len` of them, different for each `seed`.

@@ -99,6 +99,37 @@ def test_a_row_does_not_depend_on_batch_threads_or_level(scheme: str) -> None:
         assert (abs(expected - REFERENCE.matmul_grouped(x, plain, bias)) <= bound).all()
 
 
+@pytest.mark.parametrize(
+    "scheme", ["int4-g32", "int4-g128-full", "uint4-g40-ragged", "int8-g16-asym", "int8-axis0",
+               "uint8-g64", "nf4-g32"],
+)  # fmt: skip
+def test_two_bfloat16_parts_are_as_near_as_promised(scheme: str, level: str) -> None:
+    rng = np.random.default_rng(6)
+    for shape in [*SHAPES, (70, 200)]:
+        if not (found := weights(scheme, shape)):
+            continue
+        qt, _, packed = found
+        for m in (1, 16, 50, 530):
+            x = rng.standard_normal((m, shape[1])).astype(np.float32)
+            y = RUST.matmul_grouped(x, packed, compute="bf16x2")
+            w = qt.dequantize().astype(np.float64)
+            reach = abs(x).astype(np.float64) @ abs(w).T
+            bound = (2.0**-16 + (shape[1] + 3) * 2.0**-24) * reach
+            assert (abs(y - x.astype(np.float64) @ w.T) <= bound).all(), (shape, m)
+
+
+def test_two_bfloat16_parts_keep_what_is_not_finite(level: str) -> None:
+    _, _, packed = weights("int4-g32", (40, 64))
+    x = np.ones((33, 64), np.float32)
+    x[0, 3], x[1, 3], x[2, 3] = np.inf, np.nan, 3.4e38
+    for x[3, 3] in np.array([0x7F800001, 0xFF80FFFF], np.uint32).view(np.float32):
+        exact = RUST.matmul_grouped(x, packed)
+        y = RUST.matmul_grouped(x, packed, compute="bf16x2")
+        assert np.array_equal(np.isnan(y), np.isnan(exact))
+        assert np.array_equal(y[0], exact[0], equal_nan=True)
+        assert np.array_equal(np.isinf(y), np.isinf(exact))
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_inputs_of_16_bits_widen_exactly(dtype: str, level: str) -> None:
     _, plain, packed = weights("int4-g32", (40, 64))

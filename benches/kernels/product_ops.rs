@@ -57,7 +57,7 @@ fn grouped(bytes: usize, bits: u32, integers: bool) -> Case {
         if integers {
             linear_grouped_int8(&codes, &weights, &[0.5], None, &mut y);
         } else {
-            matmul_grouped::<Float32>(&x, &weights, None, &mut y);
+            matmul_grouped::<Float32>(&x, &weights, None, false, &mut y);
         }
     })
 }

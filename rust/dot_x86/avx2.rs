@@ -10,7 +10,7 @@ use std::arch::x86_64::{
 };
 
 use super::{four, steps_of};
-use crate::dot::{Dot, INPUTS, Line, NIBBLES, OUTPUTS, Row, Sums, nibble_shift};
+use crate::dot::{Dot, Fours, INPUTS, Line, NIBBLES, OUTPUTS, Row, Sums, nibble_shift};
 
 /// Only `run` of [`at_avxvnni`] names it.
 pub(super) struct AvxVnni;
@@ -18,10 +18,10 @@ pub(super) struct AvxVnni;
 impl Dot for AvxVnni {
     #[inline(always)]
     fn tile<const R: usize, const C: usize>(
-        rows: [&[[u8; INPUTS]]; R],
+        rows: Fours<'_>,
         blocks: [&[Line]; C],
     ) -> [[Sums; C]; R] {
-        let steps = steps_of(&rows, &blocks);
+        let (rows, steps) = (rows.rows::<R>(), steps_of(rows, &blocks));
         let mut out = [[[0; OUTPUTS]; C]; R];
         for c in 0..C {
             // SAFETY: this is inlined into `run`, which has the features; all slices have `steps`
@@ -71,10 +71,10 @@ pub(super) struct Avx2;
 impl Dot for Avx2 {
     #[inline(always)]
     fn tile<const R: usize, const C: usize>(
-        rows: [&[[u8; INPUTS]]; R],
+        rows: Fours<'_>,
         blocks: [&[Line]; C],
     ) -> [[Sums; C]; R] {
-        let steps = steps_of(&rows, &blocks);
+        let (rows, steps) = (rows.rows::<R>(), steps_of(rows, &blocks));
         let mut out = [[[0; OUTPUTS]; C]; R];
         for c in 0..C {
             let mut r = 0;

@@ -8,7 +8,7 @@ use std::arch::x86_64::{
 };
 
 use super::{four, steps_of};
-use crate::dot::{Dot, INPUTS, Line, NIBBLES, OUTPUTS, Row, Sums, nibble_shift};
+use crate::dot::{Dot, Fours, INPUTS, Line, NIBBLES, OUTPUTS, Row, Sums, nibble_shift};
 
 /// Only `run` of [`at_avx512`] names it.
 pub(super) struct Avx512Vnni;
@@ -18,10 +18,10 @@ impl Dot for Avx512Vnni {
 
     #[inline(always)]
     fn tile<const R: usize, const C: usize>(
-        rows: [&[[u8; INPUTS]]; R],
+        rows: Fours<'_>,
         blocks: [&[Line]; C],
     ) -> [[Sums; C]; R] {
-        let steps = steps_of(&rows, &blocks);
+        let (rows, steps) = (rows.rows::<R>(), steps_of(rows, &blocks));
         let mut out = [[[0; OUTPUTS]; C]; R];
         // SAFETY: this is inlined into `run`, which has the features; all slices have `steps`
         // elements, and lines, like sums, have the 64 bytes of a register.
@@ -50,10 +50,10 @@ impl Dot for Avx512Vnni {
 
     #[inline(always)]
     fn nibble_tile<const R: usize, const C: usize>(
-        rows: [&[[u8; INPUTS]]; R],
+        rows: Fours<'_>,
         blocks: [&[Line]; C],
     ) -> [[Sums; C]; R] {
-        let steps = blocks[0].len();
+        let (rows, steps) = (rows.rows::<R>(), blocks[0].len());
         assert!(rows.iter().all(|row| row.len() == 2 * steps));
         assert!(blocks.iter().all(|block| block.len() == steps));
         let mut out = [[[0; OUTPUTS]; C]; R];

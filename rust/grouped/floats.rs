@@ -7,8 +7,9 @@
 use std::ops::Range;
 
 use super::GroupedWeights;
+use super::bf16x2::matmul_bf16x2;
 use super::levels::{decode_floats, zero_point};
-use crate::dot::{Dot, Line, OUTPUTS, Row, Work, at_level};
+use crate::dot::{Dot, HALF_MATRIX_ROWS, Line, OUTPUTS, Row, Work, at_level, has_matrices};
 use crate::numeric::{Element, rectify};
 use crate::rows::for_each_job;
 use crate::simd::multiversion;
@@ -24,11 +25,13 @@ const JOBS: usize = 16;
 /// Numbers that a job widens.
 const WIDEN: usize = 1 << 15;
 
-/// Products (m, n) of rows `x` of `k` numbers with the decoded weights, plus a bias.
+/// Products (m, n) of rows `x` of `k` numbers with the decoded weights, plus a bias. With
+/// `as_bf16x2`, numbers may become sums of two bfloat16, where matrix instructions make that faster.
 pub fn matmul_grouped<E: Element>(
     x: &[E::Repr],
     weights: &GroupedWeights,
     bias: Option<&[f32]>,
+    as_bf16x2: bool,
     y: &mut [f32],
 ) {
     let (n, k) = (weights.n, weights.k);
@@ -41,6 +44,9 @@ pub fn matmul_grouped<E: Element>(
     let is_wide = size_of::<E::Repr>() == size_of::<f32>();
     let mut room = vec![0.0; if is_wide { 0 } else { x.len() }];
     let x = widened::<E>(x, &mut room);
+    if as_bf16x2 && m >= HALF_MATRIX_ROWS && has_matrices() && weights.have_bf16_levels() {
+        return matmul_bf16x2(x, weights, bias, y);
+    }
     // More blocks side by side where there are few rows.
     let side_by_side = match m {
         1 => 8,
@@ -105,7 +111,7 @@ impl Work for Product<'_, '_> {
 }
 
 /// Sums of a row with `C` blocks.
-type State<const C: usize> = [Row; C];
+pub(super) type State<const C: usize> = [Row; C];
 
 impl Product<'_, '_> {
     /// All rows with `C` blocks; returns `C`.
@@ -140,7 +146,7 @@ impl Product<'_, '_> {
             }
             fold(&mut sums, &mut totals, &scales(weights, block, group));
         }
-        self.store(block, &totals);
+        store(&mut self.tile, self.bias, block, &totals);
         C
     }
 
@@ -227,29 +233,38 @@ impl Product<'_, '_> {
             sums[row..].first_chunk_mut().expect("as many rows are left");
         *sums = chains(x, levels, *sums);
     }
+}
 
-    /// Writes the totals, plus the bias, where they belong.
-    #[inline(always)]
-    fn store<const C: usize>(&mut self, block: usize, totals: &[State<C>]) {
-        let first = self.tile.columns.start;
-        for (place, totals) in self.tile.places.iter_mut().zip(totals) {
-            for c in 0..C {
-                let (column, mut y) = ((block + c) * OUTPUTS, totals[c]);
-                if let Some(bias) = self.bias {
-                    let bias = block_of(&bias[column..]);
-                    for lane in 0..OUTPUTS {
-                        y[lane] += bias[lane];
-                    }
+/// Writes the totals of `C` blocks, plus the bias, where they belong.
+#[inline(always)]
+pub(super) fn store<const C: usize>(
+    tile: &mut Tile<'_, f32>,
+    bias: Option<&[f32]>,
+    block: usize,
+    totals: &[State<C>],
+) {
+    let first = tile.columns.start;
+    for (place, totals) in tile.places.iter_mut().zip(totals) {
+        for c in 0..C {
+            let (column, mut y) = ((block + c) * OUTPUTS, totals[c]);
+            if let Some(bias) = bias {
+                let bias = block_of(&bias[column..]);
+                for lane in 0..OUTPUTS {
+                    y[lane] += bias[lane];
                 }
-                put_block(&mut place[column - first..], &y);
             }
+            put_block(&mut place[column - first..], &y);
         }
     }
 }
 
 /// y = fma(s, scale, y) for the sums of a group, which begin anew.
 #[inline(always)]
-fn fold<const C: usize>(sums: &mut [State<C>], totals: &mut [State<C>], scales: &[Row; C]) {
+pub(super) fn fold<const C: usize>(
+    sums: &mut [State<C>],
+    totals: &mut [State<C>],
+    scales: &[Row; C],
+) {
     for (sums, totals) in sums.iter_mut().zip(totals) {
         for c in 0..C {
             for lane in 0..OUTPUTS {
@@ -262,7 +277,11 @@ fn fold<const C: usize>(sums: &mut [State<C>], totals: &mut [State<C>], scales: 
 
 /// The scales of `C` blocks for a group.
 #[inline(always)]
-fn scales<const C: usize>(weights: &GroupedWeights, block: usize, group: usize) -> [Row; C] {
+pub(super) fn scales<const C: usize>(
+    weights: &GroupedWeights,
+    block: usize,
+    group: usize,
+) -> [Row; C] {
     let mut scales = [[0.0; OUTPUTS]; C];
     for c in 0..C {
         scales[c] = weights.terms(block + c, group).scale;

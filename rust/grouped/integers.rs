@@ -2,18 +2,17 @@
 
 use super::GroupedWeights;
 use super::levels::decode_integers;
-use crate::dot::{Dot, INPUTS, Line, OUTPUTS, Sums, Work, at_level};
+use crate::dot::{
+    Dot, Fours, HALF_MATRIX_ROWS, INPUTS, Line, MATRIX_BLOCKS, MATRIX_ROWS, OUTPUTS, Sums,
+    TILE_BLOCKS, TILE_ROWS, Work, at_level, tile_rows,
+};
 use crate::int8::{Panel, RowTerms, corrected, finish};
 use crate::rows::for_each_job;
 use crate::tiles::{Tile, block_of, cut, put_block};
 
 /// Rows of a tile of the result, and tiles that are worth having.
-const TILE_ROWS: usize = 252;
+const PANEL_ROWS: usize = 240;
 const JOBS: usize = 16;
-
-/// Blocks side by side, and rows: their sums fill 24 of 32 registers.
-const BLOCKS: usize = 4;
-const ROWS: usize = 6;
 
 /// `x_scale` times the sum over groups of float32(sum of products) * scale, plus a bias: rows of int8
 /// codes `x` (m, k) with integer weights.
@@ -31,16 +30,16 @@ pub fn linear_grouped_int8(
         y.chunks_mut(n.max(1)).for_each(|y| y.copy_from_slice(bias.unwrap_or(&vec![0.0; n])));
         return;
     }
-    let tile_blocks = weights.blocks().div_ceil(JOBS).next_multiple_of(BLOCKS);
-    for (chunk, y) in y.chunks_mut(TILE_ROWS * n).enumerate() {
+    let tile_blocks = weights.blocks().div_ceil(JOBS).next_multiple_of(TILE_BLOCKS);
+    for (chunk, y) in y.chunks_mut(PANEL_ROWS * n).enumerate() {
         let rows = y.len() / n;
-        let first = chunk * TILE_ROWS;
+        let first = chunk * PANEL_ROWS;
         let rows_x = &x[first * k..][..rows * k];
         let panel = GroupedPanel::new(rows_x, weights, rows);
         let x_scale = &x_scale[first..][..rows];
         // Rows are cut too where there are few outputs.
         let parts = JOBS.div_ceil(weights.blocks().div_ceil(tile_blocks));
-        let tile_rows = rows.div_ceil(parts).next_multiple_of(ROWS).max(4 * ROWS);
+        let tile_rows = rows.div_ceil(parts).max(4 * TILE_ROWS).next_multiple_of(tile_rows());
         let jobs = cut(y, n, tile_rows, tile_blocks * OUTPUTS);
         for_each_job(jobs.into_iter(), |tile| {
             at_level(Product { panel: &panel, weights, x_scale, bias, tile });
@@ -78,8 +77,10 @@ impl GroupedPanel {
         Self { panel, groups }
     }
 
-    fn group(&self, row: usize, group: usize, steps: usize) -> &[[u8; INPUTS]] {
-        &self.panel.row(row * self.groups + group)[..steps]
+    /// A group of every row from `row` on.
+    #[inline(always)]
+    fn group(&self, row: usize, group: usize, steps: usize) -> Fours<'_> {
+        self.panel.rows(row * self.groups + group, self.groups, steps)
     }
 
     fn terms(&self, row: usize, group: usize) -> RowTerms {
@@ -101,22 +102,22 @@ impl Work for Product<'_, '_> {
     fn run<D: Dot>(mut self) {
         let blocks = self.tile.columns.start / OUTPUTS..self.tile.columns.end.div_ceil(OUTPUTS);
         let mut block = blocks.start;
+        let by_matrices = D::HAS_MATRICES && self.tile.places.len() >= HALF_MATRIX_ROWS;
         while block < blocks.end {
-            if block + BLOCKS <= blocks.end {
-                self.blocks::<D, BLOCKS>(block);
-                block += BLOCKS;
-            } else {
-                self.blocks::<D, 1>(block);
-                block += 1;
-            }
+            let rest = blocks.end - block;
+            block += match rest {
+                MATRIX_BLOCKS.. if by_matrices => self.blocks::<D, MATRIX_BLOCKS>(block),
+                TILE_BLOCKS.. => self.blocks::<D, TILE_BLOCKS>(block),
+                _ => self.blocks::<D, 1>(block),
+            };
         }
     }
 }
 
 impl Product<'_, '_> {
-    /// All rows with `C` blocks.
+    /// All rows with `C` blocks; returns `C`.
     #[inline(always)]
-    fn blocks<D: Dot, const C: usize>(&mut self, block: usize) {
+    fn blocks<D: Dot, const C: usize>(&mut self, block: usize) -> usize {
         let count = self.tile.places.len();
         let mut totals = vec![[[0.0; OUTPUTS]; C]; count];
         let steps = self.weights.group_size.div_ceil(2 * INPUTS) * 2;
@@ -131,9 +132,19 @@ impl Product<'_, '_> {
                 lines[c] = decode_integers::<D>(self.weights, block + c, group, room);
             }
             let mut row = 0;
-            while row + ROWS <= count {
-                self.rows::<D, ROWS, C>(row, block, group, lines, &mut totals);
-                row += ROWS;
+            if D::HAS_MATRICES && C == MATRIX_BLOCKS {
+                while row + MATRIX_ROWS <= count {
+                    self.rows::<D, MATRIX_ROWS, C>(row, block, group, lines, &mut totals);
+                    row += MATRIX_ROWS;
+                }
+                if row + HALF_MATRIX_ROWS <= count {
+                    self.rows::<D, HALF_MATRIX_ROWS, C>(row, block, group, lines, &mut totals);
+                    row += HALF_MATRIX_ROWS;
+                }
+            }
+            while row + TILE_ROWS <= count {
+                self.rows::<D, TILE_ROWS, C>(row, block, group, lines, &mut totals);
+                row += TILE_ROWS;
             }
             while row + 2 <= count {
                 self.rows::<D, 2, C>(row, block, group, lines, &mut totals);
@@ -144,6 +155,7 @@ impl Product<'_, '_> {
             }
         }
         self.store(block, &totals);
+        C
     }
 
     #[inline(always)]
@@ -155,10 +167,7 @@ impl Product<'_, '_> {
         lines: [&[Line]; C],
         totals: &mut [[[f32; OUTPUTS]; C]],
     ) {
-        let mut x: [&[[u8; INPUTS]]; R] = [&[]; R];
-        for r in 0..R {
-            x[r] = self.panel.group(self.tile.rows.start + row + r, group, lines[0].len());
-        }
+        let x = self.panel.group(self.tile.rows.start + row, group, lines[0].len());
         self.add(row, block, group, &D::tile::<R, C>(x, lines), totals);
     }
 
@@ -178,12 +187,12 @@ impl Product<'_, '_> {
         let x = |row| self.panel.group(first + row, group, 2 * lines[0].len());
         let mut row = 0;
         while row + 4 <= totals.len() {
-            let raw = D::nibble_tile::<4, C>([x(row), x(row + 1), x(row + 2), x(row + 3)], lines);
+            let raw = D::nibble_tile::<4, C>(x(row), lines);
             self.add(row, block, group, &raw, totals);
             row += 4;
         }
         while row < totals.len() {
-            self.add(row, block, group, &D::nibble_tile::<1, C>([x(row)], lines), totals);
+            self.add(row, block, group, &D::nibble_tile::<1, C>(x(row), lines), totals);
             row += 1;
         }
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::dot::INPUTS;
+use crate::dot::{Fours, INPUTS};
 use crate::rows::for_each_job;
 use crate::simd::multiversion;
 
@@ -91,8 +91,10 @@ impl Panel {
         panel
     }
 
-    pub(crate) fn row(&self, row: usize) -> &[[u8; INPUTS]] {
-        &self.bytes[row * self.steps..][..self.steps]
+    /// The first `steps` fours of every `every`-th row from `row` on.
+    #[inline(always)]
+    pub(crate) fn rows(&self, row: usize, every: usize, steps: usize) -> Fours<'_> {
+        Fours { bytes: &self.bytes[row * self.steps..], stride: every * self.steps, steps }
     }
 
     /// All rows to be written, and their terms.

@@ -48,13 +48,14 @@ pub fn pack_grouped(
 }
 
 #[pyfunction]
-#[pyo3(signature = (x, dtype, weights, bias=None, out=None))]
+#[pyo3(signature = (x, dtype, weights, bias=None, as_bf16x2=false, out=None))]
 pub fn matmul_grouped(
     py: Python<'_>,
     x: &Array<'_>,
     dtype: &str,
     weights: &GroupedWeights,
     bias: Option<&Array<'_>>,
+    as_bf16x2: bool,
     out: Option<&Array<'_>>,
 ) -> PyResult<Object> {
     let weights = &weights.0;
@@ -65,7 +66,7 @@ pub fn matmul_grouped(
         let mut out = output(py, out, (m, weights.n))?;
         let (x, bias, y) = (slice(&x), bias.as_ref().map(slice), slice_mut(&mut out));
         compute(py, || {
-            grouped::matmul_grouped::<E>(x, weights, bias, y);
+            grouped::matmul_grouped::<E>(x, weights, bias, as_bf16x2, y);
             Ok(())
         })?;
         Ok(finished(&out))

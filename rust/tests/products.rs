@@ -18,8 +18,18 @@ fn bytes(len: usize, seed: u64) -> Vec<u8> {
     (0..len).map(|_| next()).collect()
 }
 
-const SHAPES: [(usize, usize, usize); 6] =
-    [(1, 1, 1), (2, 17, 5), (7, 33, 64), (13, 70, 131), (1, 300, 40), (40, 3, 9)];
+/// Rows, outputs, inputs. The last ones have rows and outputs enough for matrix registers.
+const SHAPES: [(usize, usize, usize); 9] = [
+    (1, 1, 1),
+    (2, 17, 5),
+    (7, 33, 64),
+    (13, 70, 131),
+    (1, 300, 40),
+    (40, 3, 9),
+    (16, 32, 64),
+    (53, 70, 131),
+    (70, 110, 150),
+];
 
 #[test]
 fn int8_products_are_the_formula() {
@@ -56,7 +66,7 @@ fn int8_products_are_the_formula() {
 #[test]
 fn grouped_products_are_the_formula() {
     at_every_level(|context| {
-        for (&(m, n, k), group_size) in SHAPES.iter().zip([1, 3, 32, 16, 8, 9]) {
+        for (&(m, n, k), group_size) in SHAPES.iter().zip([1, 3, 32, 16, 8, 9, 64, 33, 70]) {
             let groups = k.div_ceil(group_size);
             let codes: Vec<u8> = bytes(n * k, 3).into_iter().map(|code| code & 15).collect();
             let mut packed = vec![0; n * k.div_ceil(2)];
@@ -68,10 +78,15 @@ fn grouped_products_are_the_formula() {
                 pack_grouped(&packed, shape, group_size, (4, false), &scale, Some(&zeros), None)
                     .expect("every code has a level");
             let x: Vec<i8> = bytes(m * k, 9).into_iter().map(|b| b as i8).collect();
-            let wide: Vec<f32> = x.iter().map(|&x| f32::from(x)).collect();
-            let (mut integers, mut floats) = (vec![0.0; m * n], vec![0.0; m * n]);
+            // Of more bits than a bfloat16 number has.
+            let wide: Vec<f32> = x.iter().map(|&x| f32::from(x) * 9.0).collect();
+            let mut integers = vec![0.0; m * n];
             linear_grouped_int8(&x, &weights, &vec![1.0; m], None, &mut integers);
-            matmul_grouped::<Float32>(&wide, &weights, None, &mut floats);
+            let floats = [false, true].map(|as_bf16x2| {
+                let mut y = vec![0.0; m * n];
+                matmul_grouped::<Float32>(&wide, &weights, None, as_bf16x2, &mut y);
+                y
+            });
             for i in 0..m {
                 for j in 0..n {
                     let (mut rounded, mut fused) = (0.0_f32, 0.0_f32);
@@ -82,10 +97,12 @@ fn grouped_products_are_the_formula() {
                         // Sums as small as these are exact in float32, in whatever order.
                         let scale = scale[j * groups + g];
                         rounded += sum as f32 * scale;
-                        fused = (sum as f32).mul_add(scale, fused);
+                        fused = (9.0 * sum as f32).mul_add(scale, fused);
                     }
                     assert_eq!(integers[i * n + j], rounded, "{context}: {m}, {n}, {k}");
-                    assert_eq!(floats[i * n + j], fused, "{context}: {m}, {n}, {k}");
+                    for y in &floats {
+                        assert_eq!(y[i * n + j], fused, "{context}: {m}, {n}, {k}");
+                    }
                 }
             }
         }

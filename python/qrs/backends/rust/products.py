@@ -125,7 +125,7 @@ class Products(Reference):
         compute: str = "float32",
         out: Float32 | None = None,
     ) -> Float32:
-        return _qrs.matmul_grouped(*raw(x), weights, bias, out)
+        return _qrs.matmul_grouped(*raw(x), weights, bias, compute == "bf16x2", out)
 
     def linear_grouped_int8(
         self,
