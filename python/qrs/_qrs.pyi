@@ -350,6 +350,7 @@ def matmul_grouped(
     dtype: str,
     weights: GroupedWeights,
     bias: NDArray[float32] | None = None,
+    as_bf16x2: bool = False,
     out: NDArray[float32] | None = None,
 ) -> NDArray[float32]: ...
 def linear_grouped_int8(

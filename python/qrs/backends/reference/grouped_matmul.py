@@ -78,7 +78,7 @@ class GroupedMatmulOperations(Int8MatmulOperations):
         than (group_size + G + 1) * 2^-24 * (|x| |W|^T + |bias|).
 
         compute="bf16x2" (class C) allows a backend to take x as the sum of two bfloat16 numbers,
-        for a relative error of up to 2^-16 more, and none of its subnormal parts; one that has no use
+        for a relative error of up to 2^-16 more, and subnormal parts as zeros; one that has no use
         for it computes float32.
         """
         x64 = widened(x).astype(np.float64)
