@@ -26,54 +26,44 @@ type Sums = [Lanes; INPUTS];
 /// sum = fma(coefficient, lane, sum) over the rows of both, in their order.
 #[inline(always)]
 fn add_chains(lanes: &[Lanes], coefficients: &[Coefficients], sums: &mut Sums) {
+    assert_eq!(lanes.len(), coefficients.len());
     if reaches(Level::Avx512) {
-        add_part::<3, INPUTS>(lanes, coefficients, sums, 0, 0);
+        add_part::<LANES, INPUTS>(lanes, coefficients, sums, 0, 0);
     } else {
         // As much as 16 registers of four hold.
-        for lane in (0..LANES).step_by(EIGHT) {
+        for lane in (0..LANES).step_by(8) {
             for input in (0..INPUTS).step_by(4) {
-                add_part::<1, 4>(lanes, coefficients, sums, lane, input);
+                add_part::<8, 4>(lanes, coefficients, sums, lane, input);
             }
         }
     }
 }
 
-/// Numbers that compilers keep in one register, or two.
-const EIGHT: usize = 8;
-
-/// [`add_chains`] for `V` times [`EIGHT`] lanes and `I` inputs.
 #[inline(always)]
-fn add_part<const V: usize, const I: usize>(
+fn add_part<const L: usize, const I: usize>(
     lanes: &[Lanes],
     coefficients: &[Coefficients],
     sums: &mut Sums,
     lane: usize,
     input: usize,
 ) {
-    assert_eq!(lanes.len(), coefficients.len());
-    let mut part = [[[0.0; EIGHT]; V]; I];
+    let mut part = [[0.0; L]; I];
     for i in 0..I {
-        for v in 0..V {
-            part[i][v].copy_from_slice(&sums[input + i][lane + v * EIGHT..][..EIGHT]);
+        for l in 0..L {
+            part[i][l] = sums[input + i][lane + l];
         }
     }
     for row in 0..lanes.len() {
-        for v in 0..V {
-            let mut x = [0.0; EIGHT];
-            x.copy_from_slice(&lanes[row][lane + v * EIGHT..][..EIGHT]);
-            for i in 0..I {
-                let c = coefficients[row][input + i];
-                let mut sum = part[i][v];
-                for l in 0..EIGHT {
-                    sum[l] = c.mul_add(x[l], sum[l]);
-                }
-                part[i][v] = sum;
+        let (x, c) = (&lanes[row], &coefficients[row]);
+        for i in 0..I {
+            for l in 0..L {
+                part[i][l] = c[input + i].mul_add(x[lane + l], part[i][l]);
             }
         }
     }
     for i in 0..I {
-        for v in 0..V {
-            sums[input + i][lane + v * EIGHT..][..EIGHT].copy_from_slice(&part[i][v]);
+        for l in 0..L {
+            sums[input + i][lane + l] = part[i][l];
         }
     }
 }
