@@ -43,10 +43,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 from .arrays import Array, Bytes, Codes, Float32, Float64, Integers, into
-from .grouped_matmul import GroupedWeights
+from .grouped_matmul import GroupedMatmulOperations, GroupedWeights
 from .int8_matmul import Int8Weights, Int32
 from .kmeans import Labels
-from .solving import SolvingOperations
 
 __all__ = [
     "OPERATIONS",
@@ -65,7 +64,7 @@ __all__ = [
 ]
 
 
-class Reference(SolvingOperations):
+class Reference(GroupedMatmulOperations):
     """Every operation in numpy. Other backends override what they accelerate.
 
     >>> import numpy as np

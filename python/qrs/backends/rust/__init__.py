@@ -23,11 +23,11 @@ from ..reference import (
     Labels,
     into,
 )
-from .solving import Solving
+from .products import Products
 from .raw import bits_of, column, int32, raw, row, typed
 
 
-class Rust(Solving):
+class Rust(Products):
     """SIMD levels chosen at run time, rayon underneath; see `qrs.simd_level()`."""
 
     name: ClassVar[str] = "rust"
