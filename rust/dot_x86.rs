@@ -11,36 +11,31 @@ mod amx;
 mod avx2;
 mod avx512;
 
-use crate::dot::{Fours, INPUTS, Line, Work};
+use crate::dot::{Dot, Fours, INPUTS, Line, Work};
 use amx::{Amx, Tiles};
 use avx2::{Avx2, AvxVnni};
 use avx512::Avx512Vnni;
 
 /// Runs `work` with AMX.
 pub(crate) fn at_amx<W: Work>(work: W) {
-    #[target_feature(enable = "avx,avx2,fma,bmi1,bmi2,f16c,lzcnt,movbe,popcnt")]
-    #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl")]
-    #[target_feature(enable = "avx512vbmi,avx512vnni")]
-    fn run<W: Work>(work: W) {
-        work.run::<Amx>();
-    }
-    // SAFETY: `at_level` calls this where the level has all these features, and tiles.
+    // SAFETY: `at_level` calls this where the level has all features of AVX-512, and tiles.
     unsafe {
         let _ready = Tiles::ready();
-        run(work);
+        run_avx512::<Amx, W>(work);
     }
 }
 
 /// Runs `work` with AVX-512 VNNI.
 pub(crate) fn at_avx512<W: Work>(work: W) {
-    #[target_feature(enable = "avx,avx2,fma,bmi1,bmi2,f16c,lzcnt,movbe,popcnt")]
-    #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl")]
-    #[target_feature(enable = "avx512vbmi,avx512vnni")]
-    fn run<W: Work>(work: W) {
-        work.run::<Avx512Vnni>();
-    }
-    // SAFETY: `at_level` calls this where the level has all these features.
-    unsafe { run(work) }
+    // SAFETY: `at_level` calls this where the level has all features of AVX-512.
+    unsafe { run_avx512::<Avx512Vnni, W>(work) }
+}
+
+#[target_feature(enable = "avx,avx2,fma,bmi1,bmi2,f16c,lzcnt,movbe,popcnt")]
+#[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl")]
+#[target_feature(enable = "avx512vbmi,avx512vnni")]
+fn run_avx512<D: Dot, W: Work>(work: W) {
+    work.run::<D>();
 }
 
 /// Runs `work` with AVX-VNNI.

@@ -12,6 +12,8 @@ mod levels;
 use crate::dot::{INPUTS, Line, NIBBLES, OUTPUTS, Row, Sums};
 use crate::error::Fault;
 use crate::pack::unpack_bits;
+#[cfg(test)]
+pub(crate) use bf16x2::matmul_bf16x2;
 pub use floats::{add_matmul, matmul_grouped};
 pub use integers::linear_grouped_int8;
 
@@ -48,6 +50,9 @@ pub struct GroupedWeights {
     /// What nibbles stand for, where that is the same for all outputs, and whether zero points are
     /// to be taken off: not where all are one, which the table then accounts for.
     table: Option<(Row, bool)>,
+    /// Whether all levels, codes less their zero points, are bfloat16 numbers, as integers of eight
+    /// bits and a sign are; and groups so long that padding them costs little.
+    suits_bf16x2: bool,
     /// Block by block, group by group.
     lines: Vec<Line>,
     lines_per_block: usize,
@@ -97,6 +102,7 @@ pub fn pack_grouped(
         group_size,
         kind,
         table,
+        suits_bf16x2: false,
         lines: vec![],
         lines_per_block: 0,
         terms: vec![],
@@ -134,6 +140,10 @@ pub fn pack_grouped(
             weights.terms.push(terms);
         }
     }
+    let small = |z: &i32| (-128..=128).contains(z);
+    weights.suits_bf16x2 = weights.are_integers()
+        && group_size >= 16
+        && weights.terms.iter().all(|terms| terms.zero_point.iter().all(small));
     Ok(weights)
 }
 
@@ -163,14 +173,6 @@ impl GroupedWeights {
     #[must_use]
     pub fn are_integers(&self) -> bool {
         matches!(self.kind, Kind::Nibbles | Kind::Bytes)
-    }
-
-    /// Whether all levels, codes less their zero points, are bfloat16 numbers, as integers of eight
-    /// bits and a sign are; and groups so long that padding them costs little.
-    fn have_bf16_levels(&self) -> bool {
-        let small = |z: &i32| (-128..=128).contains(z);
-        let terms_are_small = || self.terms.iter().all(|terms| terms.zero_point.iter().all(small));
-        self.are_integers() && self.group_size >= 16 && terms_are_small()
     }
 
     #[inline(always)]

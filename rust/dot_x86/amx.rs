@@ -61,7 +61,7 @@ impl Drop for Tiles {
     }
 }
 
-/// Only `run` of [`at_amx`] names it, while there are [`Tiles`].
+/// Only [`at_amx`] names it, while there are [`Tiles`].
 pub(super) struct Amx;
 
 impl Dot for Amx {

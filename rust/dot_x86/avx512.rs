@@ -10,7 +10,7 @@ use std::arch::x86_64::{
 use super::{four, steps_of};
 use crate::dot::{Dot, Fours, INPUTS, Line, NIBBLES, OUTPUTS, Row, Sums, nibble_shift};
 
-/// Only `run` of [`at_avx512`] names it.
+/// Only [`at_avx512`] names it.
 pub(super) struct Avx512Vnni;
 
 impl Dot for Avx512Vnni {

@@ -25,7 +25,7 @@ const PAIR: usize = 2;
 const WHOLE: usize = BF16_INPUTS;
 
 /// Products (m, n) of rows `x` with integer weights, plus a bias.
-pub(super) fn matmul_bf16x2(
+pub(crate) fn matmul_bf16x2(
     x: &[f32],
     weights: &GroupedWeights,
     bias: Option<&[f32]>,

@@ -44,7 +44,7 @@ pub fn matmul_grouped<E: Element>(
     let is_wide = size_of::<E::Repr>() == size_of::<f32>();
     let mut room = vec![0.0; if is_wide { 0 } else { x.len() }];
     let x = widened::<E>(x, &mut room);
-    if as_bf16x2 && m >= HALF_MATRIX_ROWS && has_matrices() && weights.have_bf16_levels() {
+    if as_bf16x2 && m >= HALF_MATRIX_ROWS && has_matrices() && weights.suits_bf16x2 {
         return matmul_bf16x2(x, weights, bias, y);
     }
     // More blocks side by side where there are few rows.

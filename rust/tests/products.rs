@@ -1,7 +1,7 @@
 //! Products of codes against sums written as the formula, at every level.
 
 use super::at_every_level;
-use crate::grouped::{linear_grouped_int8, matmul_grouped, pack_grouped};
+use crate::grouped::{linear_grouped_int8, matmul_bf16x2, matmul_grouped, pack_grouped};
 use crate::int8::{Rows, linear_int8, matmul_int8, pack_int8};
 use crate::numeric::Float32;
 use crate::pack::pack_bits;
@@ -82,11 +82,16 @@ fn grouped_products_are_the_formula() {
             let wide: Vec<f32> = x.iter().map(|&x| f32::from(x) * 9.0).collect();
             let mut integers = vec![0.0; m * n];
             linear_grouped_int8(&x, &weights, &vec![1.0; m], None, &mut integers);
-            let floats = [false, true].map(|as_bf16x2| {
-                let mut y = vec![0.0; m * n];
-                matmul_grouped::<Float32>(&wide, &weights, None, as_bf16x2, &mut y);
-                y
-            });
+            let mut floats = [false, true]
+                .map(|as_bf16x2| {
+                    let mut y = vec![0.0; m * n];
+                    matmul_grouped::<Float32>(&wide, &weights, None, as_bf16x2, &mut y);
+                    y
+                })
+                .to_vec();
+            // Levels without matrices of bfloat16 do the same in plain Rust.
+            floats.push(vec![0.0; m * n]);
+            matmul_bf16x2(&wide, &weights, None, &mut floats[2]);
             for i in 0..m {
                 for j in 0..n {
                     let (mut rounded, mut fused) = (0.0_f32, 0.0_f32);
