@@ -15,6 +15,12 @@ pub enum Fault {
     /// A code that is larger than any of its book.
     #[error("a code has no level in its book")]
     NoLevel,
+    /// A matrix that is not positive definite.
+    #[error("the pivot of column {column} is not positive")]
+    NotPositive {
+        /// The column whose pivot it is.
+        column: usize,
+    },
     /// The scale of this group does not fit the dtype scales are stored in.
     #[error("the scale of group {group} overflows its dtype")]
     ScaleOverflow {
@@ -37,16 +43,18 @@ impl Fault {
             Self::NonFinite => "nonfinite",
             Self::Nan => "nan",
             Self::NoLevel => "no_level",
+            Self::NotPositive { .. } => "not_positive",
             Self::ScaleOverflow { .. } => "scale_overflow",
             Self::DecodeOverflow { .. } => "decode_overflow",
         }
     }
 
-    /// The group at fault; 0 for the faults that belong to the whole array.
+    /// The group or column at fault; 0 for the faults that belong to the whole array.
     #[must_use]
     pub fn group(self) -> usize {
         match self {
             Self::NonFinite | Self::Nan | Self::NoLevel => 0,
+            Self::NotPositive { column } => column,
             Self::ScaleOverflow { group } | Self::DecodeOverflow { group } => group,
         }
     }
@@ -55,7 +63,7 @@ impl Fault {
     #[must_use]
     pub(crate) fn after(self, first: usize) -> Self {
         match self {
-            Self::NonFinite | Self::Nan | Self::NoLevel => self,
+            Self::NonFinite | Self::Nan | Self::NoLevel | Self::NotPositive { .. } => self,
             Self::ScaleOverflow { group } => Self::ScaleOverflow { group: first + group },
             Self::DecodeOverflow { group } => Self::DecodeOverflow { group: first + group },
         }
@@ -66,7 +74,7 @@ impl Fault {
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         let rank = |fault: Self| match fault {
-            Self::NonFinite | Self::Nan | Self::NoLevel => (0, 0, 0),
+            Self::NonFinite | Self::Nan | Self::NoLevel | Self::NotPositive { .. } => (0, 0, 0),
             Self::ScaleOverflow { group } => (1, group, 0),
             Self::DecodeOverflow { group } => (1, group, 1),
         };

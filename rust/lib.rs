@@ -36,6 +36,7 @@ pub mod requantize;
 pub mod rows;
 pub mod scale_search;
 pub mod simd;
+pub mod solving;
 pub(crate) mod sums;
 #[cfg(test)]
 mod tests;

@@ -14,6 +14,7 @@ mod int8;
 mod kmeans;
 mod kmeans_1d;
 mod params;
+mod solving;
 
 use numpy::PyArrayDescrMethods;
 use numpy::PyUntypedArrayMethods;
@@ -60,6 +61,8 @@ mod _qrs {
     use super::kmeans::{kmeans_assign, kmeans_potentials, kmeans_update};
     #[pymodule_export]
     use super::kmeans_1d::kmeans_1d;
+    #[pymodule_export]
+    use super::solving::{cholesky, descend, matmul_float64, round_with_feedback};
     use super::{PyModule, PyResult, Python, environment};
     #[pymodule_export]
     use super::{

@@ -11,8 +11,8 @@ True
 
 from typing import Any
 
-from . import errors, floats, metrics, observers, schemes
-from .api import dequantize, fake_quantize, quantize
+from . import errors, floats, metrics, observers, schemes, solvers
+from .api import dequantize, fake_quantize, gptq, quantize
 from .backends import available as available_backends
 from .backends import num_threads, set_num_threads, simd_level
 from .calibration import Calibration, calibrate
@@ -80,6 +80,7 @@ __all__ = [
     "errors",
     "fake_quantize",
     "floats",
+    "gptq",
     "kmeans",
     "kmeans_1d",
     "load",
@@ -92,6 +93,7 @@ __all__ = [
     "schemes",
     "set_num_threads",
     "simd_level",
+    "solvers",
 ]
 
 

@@ -14,6 +14,7 @@ __all__ = [
     "Int8Weights",
     "add_matmul",
     "center_scales",
+    "cholesky",
     "choose_qparams_affine",
     "choose_scale_codebook",
     "choose_scale_float",
@@ -29,6 +30,7 @@ __all__ = [
     "dequantize_float",
     "dequantize_float_packed",
     "dequantize_sums",
+    "descend",
     "encode_float",
     "fake_quantize_affine",
     "gelu",
@@ -40,6 +42,7 @@ __all__ = [
     "layer_norm",
     "linear_grouped_int8",
     "linear_int8",
+    "matmul_float64",
     "matmul_grouped",
     "matmul_int8",
     "num_threads",
@@ -54,6 +57,7 @@ __all__ = [
     "quantize_float_packed",
     "requantize",
     "requantize_fixed_point",
+    "round_with_feedback",
     "set_num_threads",
     "set_simd_level",
     "simd_level",
@@ -369,3 +373,28 @@ def add_matmul(
     relu: bool = False,
     out: NDArray[float32] | None = None,
 ) -> NDArray[float32]: ...
+def cholesky(h: NDArray[float64], out: NDArray[float64] | None = None) -> NDArray[float64]: ...
+def matmul_float64(
+    a: NDArray[float64], b: NDArray[float64], out: NDArray[float64] | None = None
+) -> NDArray[float64]: ...
+def round_with_feedback(
+    w: NDArray[float32],
+    factor: NDArray[float64],
+    scale: NDArray[float32],
+    group_of: NDArray[int32],
+    levels: NDArray[float32] | None = None,
+    lowest: NDArray[int32] | None = None,
+    count: int = 0,
+    out: NDArray[uint8] | None = None,
+) -> NDArray[uint8]: ...
+def descend(
+    w: NDArray[float32],
+    h: NDArray[float64],
+    w_hat: NDArray[float32],
+    scale: NDArray[float32],
+    group_of: NDArray[int32],
+    levels: NDArray[float32] | None = None,
+    lowest: NDArray[int32] | None = None,
+    count: int = 0,
+    out: NDArray[uint8] | None = None,
+) -> NDArray[uint8]: ...

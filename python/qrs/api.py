@@ -18,7 +18,7 @@ from .constants import DTYPE_NAMES
 from .errors import ArgTypeError, KernelFault, bad
 from .qtensor import QTensor
 from .schemes import Scheme, as_scheme
-from .solvers import SOLVERS, check_solver, checked_weights
+from .solvers import GPTQ, Solver, as_solver, check_solver, checked_weights
 
 Array = NDArray[Any]
 
@@ -28,10 +28,11 @@ def quantize(
     x: Any,
     scheme: Scheme | str,
     *,
-    solver: str = "minmax",
+    solver: str | Solver = "minmax",
     scale: Any = None,
     zero_point: Any = None,
     weights: Any = None,
+    statistics: Any = None,
     out: QTensor | None = None,
     backend: str | None = None,
 ) -> QTensor:
@@ -42,8 +43,9 @@ def quantize(
     x : array of one dimension or more, float32, float16, bfloat16 or float64 (narrowed to
         float32), any strides; see `qrs.arrays` for what else converts. It is not changed.
     scheme : a scheme, or its string such as "int4-g128-asym".
-    solver : how scales are chosen; "minmax" covers the range of each group, "lsq" searches for less
-        squared error (see `qrs.solvers.lsq`). Learned codebooks do that anyway.
+    solver : how scales and codes are chosen; "minmax" covers the range of each group, "lsq"
+        searches for scales of less squared error (see `qrs.solvers.lsq`; learned codebooks do that
+        anyway), "gptq" for codes of less error in the output of the layer (see `qrs.gptq`).
     scale, zero_point : parameters known beforehand, in their stored shapes; the scale is rounded
         to the scheme's scale dtype. Without them they come from the range of `x`.
     weights : the importance of each squared error, such as the diagonal of a Hessian: numbers of 0
@@ -62,7 +64,8 @@ def quantize(
     ([0, 64, 255], 64, True)
     """
     scheme = as_scheme(scheme)
-    check_solver(solver, scheme)
+    solve = as_solver(solver)
+    check_solver(solve, scheme)
     chosen = backends.resolve(backend, x, scale, zero_point, weights)
     given = plain(x)
     array = as_input(given)
@@ -75,12 +78,52 @@ def quantize(
     with Held(array):
         values = as_kernel_float(array)
         try:
-            qt = SOLVERS[solver](values, scheme, chosen, scale, zero_point, weights, out)
+            qt = solve(values, scheme, chosen, scale, zero_point, weights, statistics, out)
         except KernelFault as fault:
             raise scheme.explain(fault, values) from None
     if values is not array:
         qt.dtype = "float64"
     return qt
+
+
+def gptq(
+    weight: Any,
+    hessian: Any,
+    scheme: Scheme | str,
+    *,
+    damping: float = 0.01,
+    act_order: bool | str = True,
+    polish: int = 0,
+    weights: Any = None,
+    backend: str | None = None,
+) -> QTensor:
+    """Quantize a weight for least error in the output of its layer (Frantar et al., 2023).
+
+    Parameters
+    ----------
+    weight : (out, in), or (out, in, kernel...) of a convolution, as `x` of `quantize`.
+    hessian : the second moments X^T X of the inputs over tokens, or a multiple: float (in, in), or
+        (in * kernel, in * kernel); or `Statistics`.
+    scheme : integers, fixed codebooks with scales (NF4), or k-means per tensor or row.
+    damping, act_order, polish : see `qrs.solvers.GPTQ`.
+    weights, backend : as in `quantize`.
+
+    Scales are found before by the scale search, where it fits the scheme, with the diagonal of the
+    Hessian for importance. `info` of the result has `damping` (what it took), `dead_inputs` (which
+    were always 0, and are rounded to nearest) and `polish_rounds`. Raises `ArgValueError` for a
+    Hessian that is of another size, not symmetric, not finite or not positive semidefinite.
+    float64 throughout; class B: the same bits on every x86 level and with any number of threads.
+
+    >>> import numpy as np, qrs
+    >>> w, h = [[0.4, 0.4, 0.4, 3.0]], np.full((4, 4), 4.0) + np.eye(4)
+    >>> given = qrs.quantize(w, "int3-axis0", scale=[1.0], solver="gptq", statistics=h)
+    >>> given.codes.tolist()  # inputs that move together: of three times 0.4, one is 1
+    [[0, 1, 0, 3]]
+    """
+    solver = GPTQ(damping, act_order, polish)
+    return quantize(
+        weight, scheme, solver=solver, weights=weights, statistics=hessian, backend=backend
+    )
 
 
 def dequantize(

@@ -41,6 +41,7 @@ def useless(scheme: Scheme, arg: str, value: Any) -> QrsError:
     """The error for an argument that a scheme has no use for."""
     reason = {
         "weights": "whose codes do not depend on them; solver='lsq' uses them",
+        "statistics": "whose codes do not depend on them; solver='lsq' or 'gptq' uses them",
         "codebook": "which has none",
     }[arg]
     return bad(arg, f"given for {scheme}, {reason}", type(value), "None")

@@ -1,20 +1,44 @@
 """Solvers: which of the values that a scheme can store to pick for a tensor.
 
-A solver takes an array and a scheme and returns a QTensor. `SOLVERS` has them by name.
+A solver takes an array, a scheme and what is known beside the two, and returns a QTensor. `SOLVERS`
+has them by name; one with options is spelled `gptq-group-polish2`, or made: `GPTQ(polish=2)`.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from ..backends.reference import Reference
-from ..errors import bad
+from ..errors import ArgTypeError, bad
 from ..qtensor import QTensor
-from ..schemes import Scheme
-from .lsq import check_scheme, lsq
+from ..schemes import Codebook, Scheme
+from ..schemes.checks import useless
+from ..statistics import Statistics
+from . import lsq as scale_search
+from .gptq import GPTQ
+from .hessian import checked_hessian, output_error
 from .weights import checked_weights
 
-__all__ = ["SOLVERS", "check_solver", "checked_weights", "lsq", "minmax"]
+__all__ = [
+    "GPTQ", "SOLVERS", "Solver", "as_solver", "check_solver", "checked_hessian", "checked_weights",
+    "lsq", "minmax", "output_error",
+]  # fmt: skip
+
+
+class Solver(Protocol):
+    """What `solver=` names. Arrays are checked; `statistics` are as the user gave them."""
+
+    def __call__(
+        self,
+        x: Any,
+        scheme: Scheme,
+        backend: Reference,
+        scale: Any = None,
+        zero_point: Any = None,
+        weights: Any = None,
+        statistics: Any = None,
+        out: QTensor | None = None,
+    ) -> QTensor: ...
 
 
 def minmax(
@@ -24,13 +48,66 @@ def minmax(
     scale: Any = None,
     zero_point: Any = None,
     weights: Any = None,
+    statistics: Any = None,
     out: QTensor | None = None,
 ) -> QTensor:
-    """What the scheme does by itself: scales that cover the range of each group."""
+    """What the scheme does by itself: scales that cover the range of each group.
+
+    Learned codebooks weigh errors by the diagonal of the second moments in `statistics`.
+    """
+    if statistics is not None:
+        if not isinstance(scheme, Codebook) or not scheme.is_learned:
+            raise useless(scheme, "statistics", type(statistics).__name__)
+        weights = weighted_by_inputs(x, weights, statistics)
     return scheme.quantize(x, backend, scale, zero_point, out, weights)
 
 
-SOLVERS: Final = {"minmax": minmax, "lsq": lsq}
+def lsq(
+    x: Any,
+    scheme: Scheme,
+    backend: Reference,
+    scale: Any = None,
+    zero_point: Any = None,
+    weights: Any = None,
+    statistics: Any = None,
+    out: QTensor | None = None,
+) -> QTensor:
+    """The scale search, see `qrs.solvers.lsq`; `statistics` weigh errors by their diagonal."""
+    if statistics is not None:
+        weights = weighted_by_inputs(x, weights, statistics)
+    return scale_search.lsq(x, scheme, backend, scale, zero_point, weights, out)
+
+
+def weighted_by_inputs(x: Any, weights: Any, statistics: Any) -> Any:
+    """The importance of each element of a weight (out, in), from the moments of its inputs."""
+    diagonal = (
+        statistics.diag
+        if isinstance(statistics, Statistics)
+        else checked_hessian(statistics, x.shape[-1]).diagonal()
+    )
+    importance = checked_weights(diagonal, x, "statistics")
+    return importance if weights is None else importance * weights
+
+
+SOLVERS: Final[dict[str, Solver]] = {"minmax": minmax, "lsq": lsq, "gptq": GPTQ()}
+
+
+def as_solver(solver: Any) -> Solver:
+    """The solver of a name, or the solver itself.
+
+    >>> as_solver("gptq-polish2")
+    GPTQ(damping=0.01, act_order=True, polish=2)
+    """
+    if isinstance(solver, str):
+        found = SOLVERS.get(solver) or GPTQ.parse(solver)
+        if found is not None:
+            return found
+    elif callable(solver):
+        chosen: Solver = solver
+        return chosen
+    expected = f"one of: {', '.join(SOLVERS)}; or such as gptq-group-polish2"
+    kind = {} if isinstance(solver, str) else {"kind": ArgTypeError}
+    raise bad("solver", f"got {solver!r}", solver, expected, **kind)
 
 
 def check_solver(solver: Any, scheme: Scheme | None = None) -> None:
@@ -44,7 +121,10 @@ def check_solver(solver: Any, scheme: Scheme | None = None) -> None:
     qrs.errors.ArgValueError: solver: got 'lsq' for uint4, expected a symmetric integer scheme or \
 a codebook with scales
     """
-    if not isinstance(solver, str) or solver not in SOLVERS:
-        raise bad("solver", f"got {solver!r}", solver, f"one of: {', '.join(SOLVERS)}")
-    if solver == "lsq" and scheme is not None:
-        check_scheme(scheme)
+    chosen = as_solver(solver)
+    if scheme is None:
+        return
+    if chosen is lsq:
+        scale_search.check_scheme(scheme)
+    elif isinstance(chosen, GPTQ):
+        chosen.check(scheme)

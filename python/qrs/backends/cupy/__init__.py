@@ -18,12 +18,12 @@ from typing import ClassVar
 from ...errors import DeviceError
 from .. import nvrtc
 from ..cuda.launch import KERNELS
-from .grouped_matmul import GroupedMatmulOperations
+from .solving import SolvingOperations
 
 __all__ = ["KERNELS", "Cupy", "missing"]
 
 
-class Cupy(GroupedMatmulOperations):
+class Cupy(SolvingOperations):
     """Every operation overridden; the parts are in the order of `qrs.backends.reference`."""
 
     name: ClassVar[str] = "cupy"

@@ -43,9 +43,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 from .arrays import Array, Bytes, Codes, Float32, Float64, Integers, into
-from .grouped_matmul import GroupedMatmulOperations, GroupedWeights
+from .grouped_matmul import GroupedWeights
 from .int8_matmul import Int8Weights, Int32
 from .kmeans import Labels
+from .solving import SolvingOperations
 
 __all__ = [
     "OPERATIONS",
@@ -64,7 +65,7 @@ __all__ = [
 ]
 
 
-class Reference(GroupedMatmulOperations):
+class Reference(SolvingOperations):
     """Every operation in numpy. Other backends override what they accelerate.
 
     >>> import numpy as np

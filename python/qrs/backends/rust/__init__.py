@@ -23,11 +23,11 @@ from ..reference import (
     Labels,
     into,
 )
-from .products import Products
 from .raw import bits_of, column, int32, raw, row, typed
+from .solving import Solving
 
 
-class Rust(Products):
+class Rust(Solving):
     """SIMD levels chosen at run time, rayon underneath; see `qrs.simd_level()`."""
 
     name: ClassVar[str] = "rust"
