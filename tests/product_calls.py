@@ -15,6 +15,7 @@ FUNCTIONAL = ("gelu", "softmax", "layer_norm")
 SUMS = ("dequantize_sums", "requantize", "requantize_fixed_point")
 OF_INT8 = ("pack_int8", "matmul_int8", "conv_int8", *SUMS, "linear_int8")
 OF_GROUPS = ("pack_grouped", "matmul_grouped", "linear_grouped_int8", "add_matmul", "column_absmax")
+SOLVING = ("cholesky", "matmul_float64", "round_with_feedback", "descend")
 PRODUCT_OPERATIONS = (*FUNCTIONAL, *OF_INT8, *OF_GROUPS)
 
 Pack = Callable[..., Any]

@@ -9,7 +9,7 @@ import pytest
 
 import qrs
 from processes import run
-from product_calls import PRODUCT_OPERATIONS
+from product_calls import PRODUCT_OPERATIONS, SOLVING
 from qrs import backends
 from qrs.backends.reference import OPERATIONS, Reference
 
@@ -191,7 +191,7 @@ def test_operations_are_those_of_the_reference():
         "quantize_float_packed", "dequantize_float_packed", "choose_scale_codebook",
         "quantize_codebook", "dequantize_codebook", "center_scales", "choose_scale_lsq",
         "quantize_codebook_packed", "dequantize_codebook_packed", "kmeans_1d", "kmeans_assign",
-        "kmeans_update", "kmeans_potentials", *PRODUCT_OPERATIONS,
+        "kmeans_update", "kmeans_potentials", *PRODUCT_OPERATIONS, *SOLVING,
     ) == OPERATIONS  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from kernel_calls import (
 )
 from kmeans_calls import KMEANS_ARGUMENTS
 from nasty import FLOATS, every_finite, faulty, float32_sample, misaligned, nasty
-from product_calls import PRODUCT_OPERATIONS
+from product_calls import PRODUCT_OPERATIONS, SOLVING
 from qrs import _qrs
 from qrs.backends.reference import OPERATIONS, Reference
 from qrs.backends.rust import Rust
@@ -82,8 +82,9 @@ def differing(results: dict[str, tuple], call_rust: Callable[[str], tuple]) -> l
 
 def test_rust_overrides_every_operation():
     known = {*ARGUMENTS, *FLOAT_ARGUMENTS, *BOOK_ARGUMENTS, *KMEANS_ARGUMENTS, "kmeans_1d"}
-    # Those of layers: test_int8_matmul.py, test_grouped_matmul.py, test_functional.py.
-    assert set(OPERATIONS) == known | set(PRODUCT_OPERATIONS)
+    # Those of layers: test_int8_matmul.py, test_grouped_matmul.py, test_functional.py; and of
+    # solvers: test_solving.py.
+    assert set(OPERATIONS) == known | {*PRODUCT_OPERATIONS, *SOLVING}
     assert not [op for op in OPERATIONS if getattr(Rust, op) is getattr(Reference, op)]
 
 

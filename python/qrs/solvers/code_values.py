@@ -6,6 +6,7 @@ group of each input, and levels that ascend: integers from a lowest one on, or a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,4 +147,4 @@ def weight_rows(x: Any, solver: str) -> Float32:
             f"x: got shape {x.shape} for solver={solver!r}, expected a weight (out, in)",
             arg="x", value=x.shape, expected="a weight (out, in)",
         )  # fmt: skip
-    return np.ascontiguousarray(x.reshape(len(x), -1), np.float32)
+    return np.ascontiguousarray(x.reshape(len(x), math.prod(x.shape[1:])), np.float32)

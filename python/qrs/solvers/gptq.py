@@ -31,6 +31,8 @@ ORDERS = (True, False, "group")
 STEP = 10.0
 MOST = 1.0
 """Damping grows by STEP, up to MOST of the mean of the diagonal, until H has a factor."""
+ROUNDING = 1e-12
+"""Pivots below this, of the diagonal, are taken for zero."""
 
 _SPELLING = re.compile(r"gptq(?P<order>-inorder|-group)?(?:-polish(?P<polish>\d{1,3}))?", re.ASCII)
 
@@ -80,8 +82,8 @@ class GPTQ:
         match = _SPELLING.fullmatch(text)
         if match is None:
             return None
-        order = {None: True, "-inorder": False, "-group": "group"}[match["order"]]
-        return cls(act_order=order, polish=int(match["polish"] or 0))
+        orders: dict[str | None, bool | str] = {None: True, "-inorder": False, "-group": "group"}
+        return cls(act_order=orders[match["order"]], polish=int(match["polish"] or 0))
 
     def check(self, scheme: Scheme) -> None:
         """Raise where the solver does not fit the scheme."""
@@ -181,11 +183,21 @@ def damped_factor(h: Float64, damping: float, backend: Reference) -> tuple[Float
     while True:
         damped = h.copy()
         np.fill_diagonal(damped, np.where(diagonal == 0, mean, diagonal) + tried * mean)
-        try:
-            return backend.cholesky(damped), tried
-        except KernelFault as fault:
-            if tried >= MOST:
-                found = f"has no Cholesky factor (column {fault.group}), even with damping {tried}"
-                expected = "the second moments X^T X of inputs, which are positive semidefinite"
-                raise bad("statistics", found, tried, expected) from None
+        factor = _factor(damped, backend)
+        if factor is not None:
+            return factor, tried
+        if tried >= MOST:
+            found = f"has no Cholesky factor, even with damping {tried}"
+            expected = "the second moments X^T X of inputs, which are positive semidefinite"
+            raise bad("statistics", found, tried, expected)
         tried = min(max(tried * STEP, 1e-4), MOST)
+
+
+def _factor(h: Float64, backend: Reference) -> Float64 | None:
+    """R, or None where a pivot is not positive, or nothing but rounding."""
+    try:
+        factor = backend.cholesky(h)
+    except KernelFault:
+        return None
+    pivots = np.diagonal(factor) ** 2
+    return None if (pivots < ROUNDING * np.diagonal(h)).any() else factor

@@ -25,13 +25,11 @@ def polished(
     """`qt`, a quantized weight `x` (out, in, ...), after some rounds, or until nothing changes."""
     w = np.ascontiguousarray(weight_rows(x, "polish")[:, order])
     ordered = np.ascontiguousarray(h[np.ix_(order, order)])
-    done = 0
-    for _ in range(rounds):
+    for done in range(1, rounds + 1):
         values = CodeValues.of(qt, backend)
         inputs = values.of_inputs(order)
         before = np.ascontiguousarray(values.ranks(qt)[:, order])
         codes = backend.descend(w, ordered, inputs.decoded(before), *inputs.arguments)
-        done += 1
         refitted = _refitted(w, ordered, inputs, codes, qt, backend)
         if refitted is None and np.array_equal(codes, before):
             break

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from ...errors import DeviceError
+from ..reference import Bytes, Float32, Float64, Int32
 from .grouped_matmul import GroupedMatmulOperations
 
 
@@ -16,14 +17,35 @@ def _refused(name: str) -> NoReturn:
 class SolvingOperations(GroupedMatmulOperations):
     """Says that they run on the host."""
 
-    def cholesky(self, h: Any, out: Any = None) -> Any:
+    def cholesky(self, h: Float64, out: Float64 | None = None) -> Float64:
         _refused("cholesky")
 
-    def matmul_float64(self, a: Any, b: Any, out: Any = None) -> Any:
+    def matmul_float64(self, a: Float64, b: Float64, out: Float64 | None = None) -> Float64:
         _refused("matmul_float64")
 
-    def round_with_feedback(self, w: Any, factor: Any, *levels: Any, out: Any = None) -> Any:
+    def round_with_feedback(
+        self,
+        w: Float32,
+        factor: Float64,
+        scale: Float32,
+        group_of: Int32,
+        levels: Float32 | None = None,
+        lowest: Int32 | None = None,
+        count: int = 0,
+        out: Bytes | None = None,
+    ) -> Bytes:
         _refused("round_with_feedback")
 
-    def descend(self, w: Any, h: Any, w_hat: Any, *levels: Any, out: Any = None) -> Any:
+    def descend(
+        self,
+        w: Float32,
+        h: Float64,
+        w_hat: Float32,
+        scale: Float32,
+        group_of: Int32,
+        levels: Float32 | None = None,
+        lowest: Int32 | None = None,
+        count: int = 0,
+        out: Bytes | None = None,
+    ) -> Bytes:
         _refused("descend")

@@ -134,7 +134,6 @@ def _nearest(
     wide = levels.astype(np.float64)
     middles = (wide[:, :-1] + wide[:, 1:]) / 2
     codes = (x[:, None] > middles).sum(axis=1).astype(np.uint8)
-    level = np.take_along_axis(
-        np.broadcast_to(levels, (len(x), levels.shape[1])), codes[:, None].astype(np.intp), 1
-    )
-    return codes, (level[:, 0] * scale).astype(float)
+    rows = np.arange(len(x)) if len(levels) > 1 else 0
+    level = levels[rows, codes]
+    return codes, (level * scale).astype(float)
