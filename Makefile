@@ -87,7 +87,7 @@ ifdef PEERS
 endif
 
 .PHONY: errors
-errors: $(VENV)/.demo ## The error of each codebook scheme against the figure it must reach (minutes)
+errors: $(VENV)/.demo ## The error of schemes and solvers against the figures they must reach (minutes)
 	@$(CLEAN_BLAS) $(BIN)/python benches/error_tables.py
 
 .PHONY: test-cpus

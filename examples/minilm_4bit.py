@@ -16,11 +16,11 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import numpy as np
-from minilm import Array, MiniLM, calibrated, embed, float_layer, load_model, prose, texts
 from rich.console import Console
 from rich.table import Table
 
 import qrs
+from minilm import Array, MiniLM, calibrated, embed, float_layer, load_model, prose, texts
 
 MODULES = [
     "email.message", "unittest", "logging", "threading", "tarfile", "http.client", "csv", "sqlite3",
