@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import importlib.util
 import pkgutil
 
 import pytest
@@ -12,6 +13,8 @@ import qrs
 def examples() -> list[doctest.DocTest]:
     finder = doctest.DocTestFinder(exclude_empty=True)
     names = {"qrs", *(m.name for m in pkgutil.walk_packages(qrs.__path__, "qrs."))}
+    if importlib.util.find_spec("torch") is None:  # `make test-torch` has it
+        names = {name for name in names if not name.startswith("qrs.torch")}
     modules = [importlib.import_module(name) for name in sorted(names - {"qrs.__main__"})]
     found = [test for module in modules for test in finder.find(module, module.__name__)]
     return [test for test in found if test.examples]

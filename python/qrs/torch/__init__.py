@@ -1,0 +1,15 @@
+"""Training with quantized weights, for torch users: `pip install qrs-quant[torch]`.
+
+The only part of qrs that imports torch. What fake quantization computes here is bit for bit what
+`qrs.quantize` stores: the same kernels run on the memory of the tensors.
+"""
+
+from __future__ import annotations
+
+try:
+    import torch as _torch  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    message = "qrs.torch needs torch; fix: pip install 'qrs-quant[torch]'"
+    raise ModuleNotFoundError(message, name="torch") from None
