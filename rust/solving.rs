@@ -172,7 +172,8 @@ pub struct Weight<'a> {
     pub group_of: &'a [i32],
 }
 
-/// Codes (n, k): input j is rounded to what is nearest to w_j + sum over i < j of d_i R_ij / R_jj,
+/// Codes (n, k): input j is rounded to what is nearest to
+/// `w[j] + sum over i < j of d[i] R[i][j] / R[j][j]`,
 /// with the errors d and the upper triangle R = `factor` (k, k).
 pub fn round_with_feedback<N: Nearest>(
     weight: Weight<'_>,
@@ -190,7 +191,7 @@ pub fn round_with_feedback<N: Nearest>(
 }
 
 /// Codes (n, k) after a round of coordinate descent from `w_hat`: input j becomes what is nearest to
-/// w_j + sum over i != j of d_i h_ij / h_jj, with `h` (k, k) symmetric.
+/// `w[j] + sum over i != j of d[i] h[i][j] / h[j][j]`, with `h` (k, k) symmetric.
 pub fn descend<N: Nearest>(
     weight: Weight<'_>,
     h: &[f64],

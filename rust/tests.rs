@@ -13,6 +13,7 @@ mod kmeans;
 mod kmeans_1d;
 mod oracle;
 mod products;
+mod solving;
 mod worked_numbers;
 
 use std::sync::{Mutex, PoisonError};

@@ -108,7 +108,7 @@ pub fn descend(
 struct Levels<'py> {
     scale: PyReadonlyArray2<'py, f32>,
     group_of: PyReadonlyArray2<'py, i32>,
-    levels: Option<PyReadonlyArray2<'py, f32>>,
+    table: Option<PyReadonlyArray2<'py, f32>>,
     lowest: Option<PyReadonlyArray2<'py, i32>>,
     /// Of a table, or integers of a group.
     count: usize,
@@ -138,21 +138,21 @@ impl<'py> Levels<'py> {
         }
         let lowest = optional_input("lowest", lowest, (n, groups))?;
         let shape = levels.map(|levels| shape_of("levels", levels)).transpose()?;
-        let levels = levels.map(|levels| input("levels", levels, None)).transpose()?;
+        let table = levels.map(|levels| input("levels", levels, None)).transpose()?;
         let count = shape.map_or(count, |(_, width)| width);
         let rows_fit = shape.is_none_or(|(rows, _)| rows == 1 || rows == n);
         if !(1..=256).contains(&count) || !rows_fit || shape.is_some() == lowest.is_some() {
             let expected = "levels of shape (1 or n, 1..=256), or lowest and a count of 1..=256";
             return Err(ArgValueError::new_err(format!("{expected}: {shape:?}, count={count}")));
         }
-        Ok(Self { scale, group_of, levels, lowest, count, groups })
+        Ok(Self { scale, group_of, table, lowest, count, groups })
     }
 
     fn kind(&self) -> PyResult<Kind<'_>> {
         let (scale, count, groups) = (slice(&self.scale), self.count, self.groups);
-        match (&self.levels, &self.lowest) {
-            (Some(levels), _) => {
-                Ok(Kind::Table(Table { scale, levels: slice(levels), width: count, groups }))
+        match (&self.table, &self.lowest) {
+            (Some(table), _) => {
+                Ok(Kind::Table(Table { scale, levels: slice(table), width: count, groups }))
             }
             (None, Some(lowest)) => {
                 Ok(Kind::Integers(Integers { scale, lowest: slice(lowest), count, groups }))

@@ -1,8 +1,8 @@
 //! Cholesky's factorization from the last column to the first, a panel of columns at a time.
 //!
 //! Inside, rows and columns are counted from the end: U is upper triangular with h = U^T U there, and
-//! R_ij = U[k - 1 - j][k - 1 - i]. Of column b, U[a][b] = (h_ab - sum over t < a of U[t][a] U[t][b])
-//! / U[a][a], with t ascending.
+//! `R[i][j] = U[k - 1 - j][k - 1 - i]`. Of column b,
+//! `U[a][b] = (h[a][b] - sum over t < a of U[t][a] U[t][b]) / U[a][a]`, with t ascending.
 
 use super::{INPUTS, LANES, Lanes, add_chains, rows_of};
 use crate::error::Fault;
@@ -99,6 +99,7 @@ multiversion! {
             for b in 0..LANES {
                 rows[a][b] = if b < a { 0.0 } else { rows[a][b] / root };
             }
+            rows[a][a] = root;
             let row = rows[a];
             for later in a + 1..count {
                 for b in 0..LANES {

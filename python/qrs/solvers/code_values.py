@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from .. import codebooks
 from ..backends.reference import Reference
 from ..errors import ArgValueError, bad
+from ..granularity import PerGroup
 from ..qtensor import QTensor
 from ..schemes import Codebook, Int, Scheme
 from ..schemes.layout import layout_of, packed_bits
@@ -32,7 +33,7 @@ def check_fits(scheme: Scheme, solver: str) -> None:
     if isinstance(scheme, Codebook):
         per = scheme.book_granularity
         fits = not scheme.centered and not scheme.outlier_fraction
-        fits = fits and (per is None or not hasattr(per, "group_size"))
+        fits = fits and not isinstance(per, PerGroup)
     if not fits:
         raise bad("solver", f"got {solver!r} for {scheme}", solver, FITTING)
 

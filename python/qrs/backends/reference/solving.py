@@ -43,7 +43,8 @@ class SolvingOperations(GroupedMatmulOperations):
             column = h[: j + 1, j] - later @ later[j]
             if not column[j] > 0 or not np.isfinite(column[j]):
                 raise KernelFault("not_positive", j)
-            factor[: j + 1, j] = column / np.sqrt(column[j])
+            factor[j, j] = np.sqrt(column[j])
+            factor[:j, j] = column[:j] / factor[j, j]
         return factor
 
     def matmul_float64(self, a: Float64, b: Float64, out: Float64 | None = None) -> Float64:
