@@ -1,7 +1,7 @@
 """GPTQ beside torch and onnxruntime, in one run on the same arrays.
 
 `python benches/gptq_peers.py [--sizes 1024 4096] [--threads 2]` needs torch; onnxruntime's GPTQ
-joins where it is installed. Each takes turns with the others; medians of seconds, and what share
+joins where it and onnx_ir are installed. Each takes turns with the others; medians of seconds, and what share
 each leaves of the error tr(E H E^T) that rounding to nearest makes.
 
 torch has no GPTQ of its own: what runs here is the published loop (Frantar et al., 2023, algorithm
@@ -72,11 +72,10 @@ def of_onnxruntime() -> Callable[[np.ndarray, np.ndarray], Result] | None:
         return None
 
     def run(w: np.ndarray, h: np.ndarray) -> Result:
-        found = gptq(
-            [w.T.copy()], [h.astype(np.float32)], num_bits=4, group_size=GROUP, scheme="asym",
+        return gptq(
+            w.T.copy(), h.astype(np.float32), num_bits=4, group_size=GROUP, scheme="asym",
             blocksize=BLOCK, percdamp=DAMPING,
-        )  # fmt: skip
-        return found[0].T
+        ).T  # fmt: skip
 
     return run
 
