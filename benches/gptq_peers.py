@@ -1,8 +1,8 @@
 """GPTQ beside torch and onnxruntime, in one run on the same arrays.
 
 `python benches/gptq_peers.py [--sizes 1024 4096] [--threads 2]` needs torch; onnxruntime's GPTQ
-joins where it and onnx_ir are installed. Each takes turns with the others; medians of seconds, and what share
-each leaves of the error tr(E H E^T) that rounding to nearest makes.
+joins where it and onnx_ir are installed. Each takes turns with the others; medians of seconds, and
+what share each leaves of the error tr(E H E^T) that rounding to nearest makes.
 
 torch has no GPTQ of its own: what runs here is the published loop (Frantar et al., 2023, algorithm
 1, blocks of 128 columns, all in float32), written for this comparison.

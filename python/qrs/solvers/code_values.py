@@ -7,7 +7,7 @@ group of each input, and levels that ascend: integers from a lowest one on, or a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ class CodeValues:
     lowest: NDArray[np.int32] | None
     """(n, G): the lowest integer of each group; None for tables."""
     count: int
-    order: Codes | None
+    code_of: Codes | None
     """The scheme's code of each level of a fixed table, where they do not ascend with it."""
 
     @classmethod
@@ -72,21 +72,20 @@ class CodeValues:
             count = scheme.qmax - scheme.qmin + 1
             return cls(by_group, group_of, None, lowest, count, None)
         assert isinstance(scheme, Codebook)
-        order = None
+        code_of = None
         if scheme.table is not None:
-            ascending, _, order = codebooks.ranked(scheme.table)
+            ascending, _, code_of = codebooks.ranked(scheme.table)
             levels = ascending[None]
         else:
             levels = scheme.codebook(qt).reshape(-1, scheme.levels)
             if len(levels) not in (1, n):
                 raise bad("scheme", f"got {scheme}", scheme, FITTING)
         levels = np.ascontiguousarray(levels, np.float32)
-        return cls(by_group, group_of, levels, None, levels.shape[1], order)
+        return cls(by_group, group_of, levels, None, levels.shape[1], code_of)
 
     def of_inputs(self, order: NDArray[np.intp]) -> CodeValues:
         """The same for the inputs in another order."""
-        group_of = np.ascontiguousarray(self.group_of[:, order])
-        return CodeValues(self.scale, group_of, self.levels, self.lowest, self.count, self.order)
+        return replace(self, group_of=in_order(self.group_of, order))
 
     @property
     def arguments(self) -> tuple[Any, ...]:
@@ -112,7 +111,7 @@ class CodeValues:
         codes = qt.codes.reshape(qt.shape[0], -1)
         if isinstance(qt.scheme, Int):
             return (codes.astype(np.int16) - qt.scheme.qmin).astype(np.uint8)
-        return codes if self.order is None else np.argsort(self.order).astype(np.uint8)[codes]
+        return codes if self.code_of is None else np.argsort(self.code_of).astype(np.uint8)[codes]
 
     def stored(
         self, qt: QTensor, codes: Codes, backend: Reference, info: dict[str, Any]
@@ -122,7 +121,7 @@ class CodeValues:
         if isinstance(scheme, Int):
             own = (codes.astype(np.int16) + scheme.qmin).astype(scheme.code_dtype)
         else:
-            own = codes if self.order is None else self.order[codes]
+            own = codes if self.code_of is None else self.code_of[codes]
         layout = layout_of(scheme, qt.shape)
         packed = packed_bits(own.reshape(layout.stored_shape), scheme.bits, backend)
         parts = {**qt.parts, "packed": packed}
@@ -149,3 +148,12 @@ def weight_rows(x: Any, solver: str) -> Float32:
             arg="x", value=x.shape, expected="a weight (out, in)",
         )  # fmt: skip
     return np.ascontiguousarray(x.reshape(len(x), math.prod(x.shape[1:])), np.float32)
+
+
+def in_order(x: Any, order: NDArray[np.intp], axis: int = 1) -> Any:
+    """`x` with an axis in this order, in C order: itself where that is the one it has.
+
+    >>> in_order(np.array([[1, 2, 3]]), np.array([2, 0, 1])).tolist()
+    [[3, 1, 2]]
+    """
+    return x if np.array_equal(order, np.arange(len(order))) else np.take(x, order, axis=axis)

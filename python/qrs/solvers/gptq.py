@@ -22,7 +22,7 @@ from ..devices import is_cupy
 from ..errors import ArgTypeError, ArgValueError, DeviceError, KernelFault, bad
 from ..qtensor import QTensor
 from ..schemes import Codebook, Scheme
-from .code_values import CodeValues, check_fits, weight_rows
+from .code_values import CodeValues, check_fits, in_order, weight_rows
 from .hessian import Float64, checked_hessian
 from .lsq import lsq
 from .polish import polished
@@ -137,14 +137,13 @@ class GPTQ:
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         """The codes of `w` (n, k), and what to say of the Hessian."""
         order = self.order(h, values)
-        factor, damping = damped_factor(h[np.ix_(order, order)], float(self.damping), backend)
+        ordered = in_order(in_order(h, order), order, axis=0)
+        factor, damping = damped_factor(ordered, float(self.damping), backend)
         found = backend.round_with_feedback(
-            np.ascontiguousarray(w[:, order]), factor, *values.of_inputs(order).arguments
+            in_order(w, order), factor, *values.of_inputs(order).arguments
         )
-        codes = np.empty_like(found)
-        codes[:, order] = found
         dead = int(np.count_nonzero(np.diagonal(h) == 0))
-        return codes, {"damping": damping, "dead_inputs": dead}
+        return in_order(found, np.argsort(order)), {"damping": damping, "dead_inputs": dead}
 
     def order(self, h: Float64, values: CodeValues) -> NDArray[np.intp]:
         """In which inputs are rounded."""

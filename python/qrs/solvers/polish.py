@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..backends.reference import Reference
 from ..qtensor import QTensor
 from ..schemes import scales
-from .code_values import CodeValues, weight_rows
+from .code_values import CodeValues, in_order, weight_rows
 from .hessian import Float64
 
 
@@ -23,19 +23,18 @@ def polished(
     x: Any, qt: QTensor, h: Float64, order: NDArray[np.intp], rounds: int, backend: Reference
 ) -> QTensor:
     """`qt`, a quantized weight `x` (out, in, ...), after some rounds, or until nothing changes."""
-    w = np.ascontiguousarray(weight_rows(x, "polish")[:, order])
-    ordered = np.ascontiguousarray(h[np.ix_(order, order)])
+    w, original = in_order(weight_rows(x, "polish"), order), np.argsort(order)
+    ordered = in_order(in_order(h, order), order, axis=0)
     for done in range(1, rounds + 1):
         values = CodeValues.of(qt, backend)
         inputs = values.of_inputs(order)
-        before = np.ascontiguousarray(values.ranks(qt)[:, order])
+        before = in_order(values.ranks(qt), order)
         codes = backend.descend(w, ordered, inputs.decoded(before), *inputs.arguments)
         refitted = _refitted(w, ordered, inputs, codes, qt, backend)
         if refitted is None and np.array_equal(codes, before):
             break
-        unordered = np.empty_like(codes)
-        unordered[:, order] = codes
-        qt = values.stored(refitted or qt, unordered, backend, {"polish_rounds": done})
+        info = {"polish_rounds": done}
+        qt = values.stored(refitted or qt, in_order(codes, original), backend, info)
     return qt
 
 
