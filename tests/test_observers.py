@@ -182,3 +182,11 @@ def test_p15_nonfinite_names_the_batch_and_changes_nothing(kind, bad):
 def test_bad_arguments(call, match):
     with pytest.raises(qrs.QrsError, match=match):
         call()
+
+
+@pytest.mark.parametrize(("percent", "count"), [(99.9, 1000), (99.9, 10_000), (55.0, 100)])
+def test_a_percentile_leaves_out_as_many_as_it_says(percent: float, count: int) -> None:
+    """99.9 percent of 1000 values are 999, although 99.9 / 100 * 1000 is more in float64."""
+    left_out = round(count * (1 - percent / 100))
+    x = np.append(np.linspace(0, 1, count - left_out), np.full(left_out, 1000.0))
+    assert qrs.observers.Percentile(percent).update(x).range()[1] <= 1.5

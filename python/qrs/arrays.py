@@ -64,6 +64,11 @@ def refuse_on_gpu(x: Array, arg: str) -> None:
         raise bad(arg, "got float64 on a GPU", "float64", expected, ArgTypeError)
 
 
+def rows_of(array: Array) -> Array:
+    """(..., n) as (rows, n), of nothing too."""
+    return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
+
+
 def in_c_order(array: Array, arg: str = "x") -> Array:
     """The array itself, or a copy where it is not in C order or not aligned."""
     flags = array.flags

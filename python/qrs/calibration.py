@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ArgTypeError, ArgValueError, FormatError, bad
+from .errors import ArgTypeError, ArgValueError, FormatError, QrsError, StorageError, bad
 from .formats.qrs_file import load, save
 from .observers import MSE, Observer, from_state
 from .schemes import Int, Scheme, as_scheme
@@ -34,6 +34,8 @@ class Calibration(Mapping[str, Observer]):
         """Batches in which each layer had values."""
         self.tokens: dict[str, int] = {}
         """Rows of the last axis that each layer had."""
+        self.features: dict[str, int] = {}
+        """The length of the last axis."""
 
     def __getitem__(self, layer: str) -> Observer:
         return self.observers[layer]
@@ -46,7 +48,9 @@ class Calibration(Mapping[str, Observer]):
 
     def qparams(self, scheme: Scheme | str = "uint8") -> dict[str, tuple[Any, Any]]:
         """Scale and zero point of each layer's input."""
-        return {layer: observer.qparams(scheme) for layer, observer in self.items()}
+        return {
+            layer: _of_layer(layer, observer.qparams, scheme) for layer, observer in self.items()
+        }
 
     def activation_parameters(self, scheme: Scheme | str = "uint8") -> dict[str, NDArray[Any]]:
         """`<layer>.input_scale` and `<layer>.input_zero_point` of each layer, for `qrs.save`.
@@ -75,10 +79,21 @@ class Calibration(Mapping[str, Observer]):
                     f"{int(silent.sum())} of {silent.size} channels" if silent.ndim else "the input"
                 )
                 found.append(f"{layer}: {what} always zero, scale 1")
-            statistics = self.statistics.get(layer)
-            if statistics is not None and statistics.n_tokens < (statistics.features or 0):
-                few = f"{statistics.n_tokens} tokens for {statistics.features} features"
-                found.append(f"{layer}: {few}, the Hessian is singular")
+            found += [f"{layer}: {words}" for words in self._warnings_of(layer)]
+        return found
+
+    def _warnings_of(self, layer: str) -> list[str]:
+        """What is wrong with the second moments of a layer."""
+        statistics = self.statistics.get(layer)
+        if statistics is None or not statistics.features:
+            return []
+        found, features = [], statistics.features
+        if statistics.n_tokens < features:
+            few = f"{statistics.n_tokens} tokens for {features} features"
+            found.append(f"{few}, the Hessian is singular")
+        dead = int(np.count_nonzero(statistics.diag == 0))
+        if dead:
+            found.append(f"{dead} of {features} features always zero in the Hessian")
         return found
 
     def update(self, batch: Batch, make: Callable[[], Observer], hessian: bool, index: int) -> None:
@@ -87,19 +102,45 @@ class Calibration(Mapping[str, Observer]):
             found, expected = f"got {type(batch).__name__}", "a mapping of layer names to arrays"
             raise bad(f"batch {index}", found, type(batch), expected, ArgTypeError)
         for layer, x in batch.items():
-            observer = self.observers.setdefault(layer, make())
-            where = f"layer {layer!r}, batch {index}"
-            observer.update(x, where)
-            if hessian:
-                statistics = self.statistics.setdefault(layer, Statistics())
-                statistics.update(x, where)
-            shape = np.shape(x)
-            self.batches[layer] = self.batches.get(layer, 0) + 1
-            rows = int(np.prod(shape[:-1], dtype=np.int64)) if len(shape) > 1 else 1
-            self.tokens[layer] = self.tokens.get(layer, 0) + rows
+            self._update_layer(layer, x, make, hessian, f"layer {layer!r}, batch {index}")
+
+    def _update_layer(
+        self, layer: str, x: Any, make: Callable[[], Observer], hessian: bool, where: str
+    ) -> None:
+        """One layer of a batch; all that can fail comes before anything changes."""
+        shape = np.shape(x)
+        features = shape[-1] if shape else 1
+        if self.features.get(layer, features) != features:
+            found = f"has {features} features"
+            raise bad(where, found, features, f"{self.features[layer]}, as before")
+        observer = self.observers.get(layer) or make()
+        if not isinstance(observer, Observer):
+            expected = "what makes one of qrs.observers"
+            raise bad("observer", f"made {observer!r}", observer, expected, ArgTypeError)
+        observer.update(x, where)
+        if hessian:
+            self.statistics.setdefault(layer, Statistics()).update(x, where)
+        self.observers[layer] = observer
+        self.features[layer] = features
+        rows = int(np.prod(shape[:-1], dtype=np.int64)) if len(shape) > 1 else 1
+        rows = rows if features else 0
+        self.batches[layer] = self.batches.get(layer, 0) + (rows > 0)
+        self.tokens[layer] = self.tokens.get(layer, 0) + rows
 
     def merge(self, other: Calibration) -> Calibration:
-        """Take in all that another calibration of the same kind has seen."""
+        """Take in all that another calibration of the same kind has seen; all of it, or nothing."""
+        if not isinstance(other, Calibration):
+            raise bad("other", f"got {other!r}", other, "a Calibration", ArgTypeError)
+        for layer, observer in other.items():
+            if layer in self.observers:
+                _of_layer(layer, self.observers[layer].check_merge, observer)
+            mine, theirs = self.statistics.get(layer), other.statistics.get(layer)
+            if mine is not None and theirs is not None:
+                _of_layer(layer, mine.check_merge, theirs)
+            features = other.features.get(layer)
+            if features is not None and self.features.get(layer, features) != features:
+                found = f"has {features} features in layer {layer!r}"
+                raise bad("other", found, features, f"{self.features[layer]}, as here")
         for layer, observer in other.items():
             if layer in self.observers:
                 self.observers[layer].merge(observer)
@@ -107,16 +148,19 @@ class Calibration(Mapping[str, Observer]):
                 self.observers[layer] = from_state(observer.state())
             self.batches[layer] = self.batches.get(layer, 0) + other.batches[layer]
             self.tokens[layer] = self.tokens.get(layer, 0) + other.tokens[layer]
+            if layer in other.features:
+                self.features[layer] = other.features[layer]
         for layer, statistics in other.statistics.items():
-            mine = self.statistics.setdefault(layer, Statistics(hessian=statistics.keeps_hessian))
-            mine.merge(statistics)
+            known = self.statistics.get(layer) or Statistics(hessian=statistics.keeps_hessian)
+            self.statistics[layer] = known.merge(statistics)
         return self
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all of it to a safetensors file, which appears whole or not at all."""
         tensors: dict[str, Any] = {}
         for layer, observer in self.items():
-            counts = np.array([self.batches[layer], self.tokens[layer]], np.int64)
+            found = self.batches[layer], self.tokens[layer], self.features.get(layer, -1)
+            counts = np.array(found, np.int64)
             tensors[f"{layer}{COUNTS}counts"] = counts
             tensors |= {f"{layer}{OBSERVER}{n}": a for n, a in observer.state().items()}
         for layer, statistics in self.statistics.items():
@@ -128,20 +172,34 @@ class Calibration(Mapping[str, Observer]):
         """What `save` wrote; it goes on as if it had never been away."""
         states: dict[str, dict[str, dict[str, Any]]] = {OBSERVER: {}, STATISTICS: {}, COUNTS: {}}
         for name, array in load(path).items():
-            kind = next((kind for kind in states if kind in name), None)
-            if kind is None:
+            # The last of the words: layers may be called by one of them too.
+            kind = max(states, key=name.rfind)
+            if kind not in name:
                 text = f"{os.fspath(path)}: {name} belongs to no calibration"
                 raise FormatError(text, path=path, tensor=name)
             layer, _, part = name.rpartition(kind)
             states[kind].setdefault(layer, {})[part] = array
         calibration = cls()
-        for layer, state in states[OBSERVER].items():
-            calibration.observers[layer] = from_state(state)
-            counts = states[COUNTS].get(layer, {}).get("counts", np.zeros(2, np.int64))
-            calibration.batches[layer], calibration.tokens[layer] = (int(n) for n in counts)
-        for layer, state in states[STATISTICS].items():
-            calibration.statistics[layer] = Statistics.from_state(state)
+        layer = ""
+        try:
+            for layer in states[OBSERVER] | states[STATISTICS]:
+                calibration._restore(layer, *(states[kind].get(layer) for kind in states))
+        except (KeyError, TypeError, ValueError) as error:
+            text = f"{os.fspath(path)}: layer {layer!r}: {error}"
+            raise FormatError(text, path=path, tensor=layer) from None
         return calibration
+
+    def _restore(self, layer: str, observer: Any, statistics: Any, counts: Any) -> None:
+        """Take over what a file has of a layer."""
+        if observer is None:
+            raise ValueError("has statistics and no observer")
+        self.observers[layer] = from_state(observer)
+        if statistics is not None:
+            self.statistics[layer] = Statistics.from_state(statistics)
+        numbers = [int(n) for n in (counts or {})["counts"]]
+        self.batches[layer], self.tokens[layer], *rest = numbers
+        if rest and rest[0] >= 0:
+            self.features[layer] = rest[0]
 
     def __repr__(self) -> str:
         most = max(self.batches.values(), default=0)
@@ -175,6 +233,11 @@ def calibrate(
     >>> c, c.tokens["fc"], float(c["fc"].hi)
     (Calibration(1 layers, MSE, 2 batches), 5, 1.0)
     """
+    if not callable(observer):
+        expected = "a class of qrs.observers, or a function that makes one"
+        raise bad("observer", f"got {observer!r}", observer, expected, ArgTypeError)
+    if isinstance(layers, str):
+        raise bad("layers", f"got {layers!r}", layers, f"names: [{layers!r}]", ArgTypeError)
     wanted = None if layers is None else set(layers)
     calibration = Calibration()
     for index, batch in enumerate(_batches(batches)):
@@ -186,6 +249,15 @@ def calibrate(
         found = f"have no {', '.join(missing)}" if missing else "are empty"
         raise bad("batches", found, missing, "activations of every layer that is observed")
     return calibration
+
+
+def _of_layer(layer: str, function: Callable[[Any], Any], value: Any) -> Any:
+    """`function(value)`, whose errors name the layer."""
+    try:
+        return function(value)
+    except QrsError as error:
+        where = {"arg": error.arg, "value": error.value, "expected": error.expected}
+        raise type(error)(f"layer {layer!r}: {error}", **where) from None
 
 
 def _batches(batches: Any) -> Iterator[Any]:
@@ -208,8 +280,8 @@ def read_activations(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
         try:
             with np.load(name, allow_pickle=False) as arrays:
                 return {layer: arrays[layer] for layer in arrays.files}
-        except OSError:
-            raise
+        except OSError as error:
+            raise StorageError(error.errno or 0, error.strerror or str(error), name) from None
         except Exception as error:  # numpy and zipfile raise many kinds
             raise FormatError(f"{name}: is no .npz file of arrays: {error}", path=name) from error
     if name.endswith(".safetensors"):

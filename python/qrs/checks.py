@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -17,6 +18,29 @@ def checked_integer(value: Any, arg: str) -> int:
             f"{arg}: got {value!r}, expected an integer", arg=arg, value=value, expected="int"
         )
     return operator.index(value)
+
+
+def checked_number(value: Any, arg: str) -> float:
+    """A finite float of 0 or more from a Python or numpy number; bool and str are refused."""
+    number = isinstance(value, (int, float, np.integer, np.floating))
+    if not number or isinstance(value, (bool, np.bool_)):
+        expected = "a number of 0 or more"
+        raise ArgTypeError(
+            f"{arg}: got {value!r}, expected {expected}", arg=arg, value=value, expected=expected
+        )
+    try:
+        found = float(value)
+    except OverflowError:
+        found = math.inf
+    if not 0 <= found < math.inf:
+        expected = "a finite number of 0 or more"
+        raise ArgValueError(
+            f"{arg}: got {value!r:.60}, expected {expected}",
+            arg=arg,
+            value=value,
+            expected=expected,
+        )
+    return found
 
 
 def check_subnormals(arg: str, value: str, expected: str) -> None:

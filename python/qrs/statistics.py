@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import as_input, as_kernel_float, nonfinite_error, plain, refuse_on_gpu
+from . import backends
+from .arrays import as_input, as_kernel_float, nonfinite_error, plain, refuse_on_gpu, rows_of
 from .errors import ArgTypeError, bad
 
 Float64 = NDArray[np.float64]
@@ -22,8 +23,8 @@ class Statistics:
 
     Attributes: `n_tokens`; `hessian` (features, features), the sum of x x^T over tokens, or None
     where only the `diag` (features,) was asked for; `absmean` and `absmax` (features,) of |x|. Sums
-    add up in the order of batches, and products are numpy's: the last bits depend on both, and on
-    the BLAS and its threads.
+    add up in the order of the batches, of which the last bits depend; products are chains of fused
+    multiply-adds, the same on every x86 level and with any number of threads (class B).
 
     >>> s = Statistics().update([[1.0, 2.0], [3.0, 0.0]])
     >>> s.hessian.tolist(), s.absmax.tolist(), s.n_tokens
@@ -69,16 +70,18 @@ class Statistics:
         array = as_input(plain(x, name), name)
         refuse_on_gpu(array, name)
         values = as_kernel_float(array, name)
-        rows = values.reshape(-1, values.shape[-1])
+        rows = rows_of(values)
         self._check_features(rows.shape[1], name)
         if not np.isfinite(rows).all():
             raise nonfinite_error(values, name)
+        ops = backends.resolve(None)
         for start in range(0, len(rows), CHUNK):
             part = rows[start : start + CHUNK].astype(np.float64)
             magnitudes = np.abs(part)
+            columns = np.ascontiguousarray(part.T)
             self._add(
-                part.T @ part if self.keeps_hessian else None,
-                np.einsum("ij,ij->j", part, part),
+                ops.matmul_float64(columns, part) if self.keeps_hessian else None,
+                np.square(part).sum(axis=0),
                 magnitudes.sum(axis=0),
                 magnitudes.max(axis=0),
             )
@@ -87,14 +90,19 @@ class Statistics:
 
     def merge(self, other: Statistics) -> Statistics:
         """Take in all that `other` has seen."""
-        if not isinstance(other, Statistics) or other.keeps_hessian != self.keeps_hessian:
-            expected = f"Statistics(hessian={self.keeps_hessian})"
-            raise bad("other", f"got {other!r}", other, expected, ArgTypeError)
+        self.check_merge(other)
         if other._diag is not None and other._abs_sum is not None and other._absmax is not None:
-            self._check_features(len(other._diag), "other")
             self._add(other._hessian, other._diag, other._abs_sum, other._absmax)
             self.n_tokens += other.n_tokens
         return self
+
+    def check_merge(self, other: Any) -> None:
+        """Raise where `merge` would."""
+        if not isinstance(other, Statistics) or other.keeps_hessian != self.keeps_hessian:
+            expected = f"Statistics(hessian={self.keeps_hessian})"
+            raise bad("other", f"got {other!r}", other, expected, ArgTypeError)
+        if other._diag is not None:
+            self._check_features(len(other._diag), "other")
 
     def state(self) -> dict[str, NDArray[Any]]:
         """All of it as arrays by name; `from_state` is the inverse."""
@@ -105,17 +113,30 @@ class Statistics:
             "absmax": self._absmax,
         }
         found: dict[str, NDArray[Any]] = {"n_tokens": np.array(self.n_tokens, np.int64)}
-        return found | {name: part for name, part in parts.items() if part is not None}
+        return found | {name: part.copy() for name, part in parts.items() if part is not None}
 
     @classmethod
     def from_state(cls, state: Mapping[str, NDArray[Any]]) -> Statistics:
-        """The statistics whose `state()` this is."""
-        statistics = cls(hessian="hessian" in state or "diag" not in state)
-        statistics.n_tokens = int(state["n_tokens"])
-        for name in ("hessian", "diag", "abs_sum", "absmax"):
-            if name in state:
-                setattr(statistics, f"_{name}", np.array(state[name], np.float64))
+        """The statistics whose `state()` this is. Raises `ArgValueError` for what is no state."""
+        try:
+            statistics = cls(hessian="hessian" in state or "diag" not in state)
+            statistics.n_tokens = int(state["n_tokens"])
+            if "diag" in state:
+                statistics._restore(state)
+        except (KeyError, TypeError, ValueError) as error:
+            found, expected = f"is no state of statistics: {error!r}", "what state() returned"
+            raise bad("state", found, type(state), expected) from None
         return statistics
+
+    def _restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Take over the sums of a `state`."""
+        features = len(state["diag"])
+        for name in ("hessian", "diag", "abs_sum", "absmax")[not self.keeps_hessian :]:
+            part = np.array(state[name], np.float64)
+            expected = (features, features) if name == "hessian" else (features,)
+            if part.shape != expected or not np.isfinite(part).all():
+                raise ValueError(f"{name} has shape {part.shape}, expected finite {expected}")
+            setattr(self, f"_{name}", part)
 
     def __repr__(self) -> str:
         kind = "hessian" if self.keeps_hessian else "diagonal"

@@ -1,10 +1,14 @@
 """Malformed layers and inputs: each an error that names argument, value and what was expected."""
 
+import copy
+
 import numpy as np
 import pytest
 
 import qrs
-from qrs import nn
+from qrs import nn, observers
+from qrs.nn import functional
+from refusals import refused
 
 W = np.random.default_rng(5).standard_normal((8, 32)).astype(np.float32)
 X = np.random.default_rng(6).standard_normal((2, 3, 32)).astype(np.float32)
@@ -114,7 +118,7 @@ def test_p05_ranges_that_cannot_be(arguments: tuple, message: str) -> None:
 
 @pytest.mark.parametrize("threshold", [-1, np.nan, np.inf, "6", True])
 def test_thresholds_that_cannot_be(threshold: object) -> None:
-    with pytest.raises(qrs.ArgValueError, match="threshold: got"):
+    with pytest.raises((qrs.ArgValueError, qrs.ArgTypeError), match="threshold: got"):
         nn.Outliers(threshold)
 
 
@@ -212,3 +216,136 @@ def test_states_that_lack_something() -> None:
         nn.Linear.from_state(state, "a.")
     with pytest.raises(qrs.ArgTypeError, match="weight: got ndarray, expected a QTensor"):
         nn.Linear(W)  # type: ignore[arg-type]
+
+
+def ones(*shape: int) -> np.ndarray:
+    return np.ones(shape, np.float32)
+
+
+def test_a_range_is_read_with_the_scheme_it_was_saved_with() -> None:
+    for saved, read in (("uint8", "int8"), ("int8", "uint8"), ("uint8", "int4")):
+        given = nn.Static.of(observers.MinMax().update([-1.0, 10.0]), saved)
+        state = nn.Linear.from_float(ones(2, 2), activation=given).state()
+        refused(nn.Linear.from_state, state, activation=read, arg="activation")
+        assert nn.Linear.from_state(state, activation=saved).activation.scale == given.scale
+
+
+def test_symmetric_ranges_have_the_zero_point_0() -> None:
+    static = nn.Static("int8", 0.1, 0)
+    assert nn.Static(static.scheme, static.scale, static.zero_point).zero_point == 0
+    refused(nn.Static, "int8", 0.1, 3, arg="zero_point")
+
+
+@pytest.mark.parametrize("backend", ["rust", "reference"])
+@pytest.mark.parametrize(
+    ("w", "settings", "x"),
+    [
+        ([[1e38, 1e38]], {"activation": "int8-axis0"}, [[0.0, 0.0], [1e38, -1e38]]),
+        ([[1e38, 1e38]], {"activation": "uint8"}, [[0.0, 0.0], [1e38, 1e38]]),
+        ([[1.0] * 4], {"activation": None}, [[0.0] * 4, [3e38] * 4]),
+        ([[1e38] * 4], {"activation": "int8-axis0", "scheme": "int4-g2"}, [[0.0] * 4, [1e38] * 4]),
+        ([[9e37] * 4], {"activation": nn.Outliers()}, [[0.0] * 4, [9e37] * 4]),
+    ],
+    ids=["dynamic", "asymmetric", "weight-only", "grouped", "outliers"],
+)
+def test_results_that_overflow_are_named(w, settings, x, backend: str) -> None:
+    layer = nn.Linear.from_float(np.float32(w), backend=backend, **settings)
+    row = 0 if settings["activation"] == "uint8" else 1  # one scale for all, times that of w
+    message = refused(layer, np.float32(x))
+    assert f"the result of row {row} overflows float32" in message
+
+
+def test_results_that_overflow_the_dtype_of_the_input_are_named() -> None:
+    for activation in (None, "int8-axis0"):
+        layer = nn.Linear.from_float(ones(1, 4), activation=activation)
+        assert "overflows float16" in refused(layer, np.float16([[1.0] * 4, [6e4] * 4]))
+    conv = nn.Conv2d.from_float(ones(1, 4, 1, 1))
+    assert "overflows float16" in refused(conv, np.full((1, 4, 1, 1), 6e4, np.float16))
+    conv = nn.Conv2d.from_float(np.full((1, 4, 1, 1), 1e38, np.float32))
+    assert "overflows float32" in refused(conv, np.full((1, 4, 1, 1), 1e38, np.float32))
+
+
+def test_variances_of_zero_without_eps() -> None:
+    for x in ([[0.0, 1.0], [1.0, 1.0]], [[0.0, 1.0], [1e-30, 2e-30]]):
+        assert "row 1" in refused(functional.layer_norm, np.float32(x), eps=0.0, arg="eps")
+    refused(functional.layer_norm, ones(1, 2), eps=True, error=qrs.ArgTypeError, arg="eps")
+    assert functional.layer_norm(np.float32([[1, 3]]), eps=np.float32(0)).tolist() == [[-1, 1]]
+
+
+def test_a_layer_keeps_its_bias() -> None:
+    bias = np.zeros(1, np.float32)
+    for kind, x in ((nn.Linear, ones(1, 4)), (nn.Conv1d, ones(1, 4, 1))):
+        layer = kind.from_float(x, bias, activation="uint8")
+        bias[:] = 5
+        assert np.array_equal(copy.copy(layer)(x), layer(x))
+        bias[:] = 0
+
+
+def test_symmetric_codes_reach_half_as_far() -> None:
+    qt = qrs.quantize(ones(1, 70000), "int8-g70000")
+    assert nn.Linear(qt, activation="int8-axis0")(ones(1, 70000)).shape == (1, 1)
+
+
+def test_thresholds_are_compared_as_they_are() -> None:
+    x = np.float32([[1e-3, 1.0]])
+    layer = nn.Linear.from_float(ones(1, 2), activation=nn.Outliers(1e-50))
+    assert np.allclose(layer(x), 1.001, rtol=1e-6)
+    assert nn.Outliers(np.float32(6)) == nn.Outliers(np.int64(6)) == nn.Outliers(6)
+    refused(nn.Outliers, 10**400, arg="threshold")
+    assert nn.Linear.from_float(ones(1, 2), activation=nn.Outliers(1e39))(x).shape == (1, 1)
+
+
+@pytest.mark.parametrize("setting", ["stride", "padding", "dilation"])
+@pytest.mark.parametrize("value", [2**31, 2**62, 2**70, (1, 2**65)], ids=str)
+def test_windows_that_go_too_far(setting: str, value) -> None:
+    refused(nn.Conv2d.from_float, ones(1, 1, 2, 2), **{setting: value}, arg=setting)
+
+
+def test_padding_that_makes_too_much() -> None:
+    layer = nn.Conv2d.from_float(ones(1, 1, 2, 2), padding=2**30)
+    refused(layer, ones(1, 1, 4, 4), arg="padding")
+    message = refused(nn.Conv2d.from_float, ones(1, 1, 2, 2), padding=(1, 2, 3), arg="padding")
+    assert "2 or 4 of them" in message
+
+
+@pytest.mark.parametrize(
+    "shape", [(8, 3, 1, 0), (8, 3, 0, 1), (8, 0, 1, 1), (0, 3, 1, 1), (2, 2, 0)]
+)
+def test_windows_of_nothing(shape: tuple[int, ...]) -> None:
+    kind = nn.Conv2d if len(shape) == 4 else nn.Conv1d
+    refused(kind.from_float, ones(*shape), arg="weight")
+
+
+@pytest.mark.parametrize("backend", ["rust", "reference"])
+def test_A01_layers_of_nothing(backend: str) -> None:
+    for activation in (None, "int8-axis0", "uint8", nn.Outliers()):
+        for m, n, k in ((2, 3, 0), (2, 0, 8), (0, 3, 8), (0, 0, 0)):
+            layer = nn.Linear.from_float(ones(n, k), activation=activation, backend=backend)
+            assert layer(ones(m, k)).shape == (m, n)
+            assert not layer(ones(m, k)).any() or k
+    for function in (functional.gelu, functional.softmax, functional.layer_norm):
+        assert function(ones(3, 0), backend=backend).shape == (3, 0)
+    assert functional.softmax(ones(0, 3), axis=0, backend=backend).shape == (0, 3)
+    for kind, shape in ((nn.Conv2d, (2, 3, 1, 1)), (nn.Conv1d, (2, 3, 1))):
+        layer = kind.from_float(ones(*shape), padding=2, backend=backend)
+        refused(layer, ones(1, 3, *[0] * (len(shape) - 2)))
+
+
+def test_codes_of_other_schemes() -> None:
+    layer = nn.Linear.from_float(ones(2, 4), activation=nn.Static("uint8", 0.1, 3))
+    for scheme in ("uint8-axis0", "bf16", "e4m3", "nf4-g4"):
+        refused(layer, qrs.quantize(ones(1, 4), scheme))
+
+
+def test_a_table_has_neither_bias_nor_ranges() -> None:
+    state = nn.Linear.from_float(ones(2, 4), [0.0, 1.0]).state()
+    refused(nn.Embedding.from_state, state, arg="state")
+    refused(nn.Static.of, None, error=qrs.ArgTypeError, arg="observer")
+
+
+def test_a_bias_beyond_the_sums_is_blamed_on_the_bias() -> None:
+    given = {"activation": nn.Static("int8", 1.0), "output": nn.Static("int8", 1.0)}
+    w = qrs.quantize(ones(1, 4), "int8-axis0", scale=[1.0])
+    message = refused(nn.Linear, w, [2147483400.0], **given, arg="bias")
+    assert "int32" in message
+    assert "length" in refused(nn.Conv1d.from_float(ones(1, 2, 1)), ones(1, 3, 4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from .table import LEFT, RIGHT, show_table
 OBSERVERS = {
     "mse": observers.MSE,
     "minmax": observers.MinMax,
+    "histogram": observers.Histogram,
     "percentile": observers.Percentile,
     "entropy": observers.Entropy,
     "average": observers.MovingAverage,
@@ -65,6 +67,10 @@ def calibrate(
         raise UsageError(f"--observer: got {observer!r}, expected one of: {', '.join(OBSERVERS)}")
     with usage():
         wanted = as_scheme(scheme)
+        observers.MinMax().update([0.0]).qparams(wanted)  # whether it fits, before any work
+    folder = os.path.dirname(output) or "."
+    if not os.path.isdir(folder):
+        raise StorageError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
     total = sum(_size(path) for path in activations)
     with progress("calibrating", total, quiet=json) as step:
         calibration = run_calibration(

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..arrays import Array
 from ..backends.reference import Codes, Float32, Int32, Reference
+from ..checks import checked_number
 from ..devices import library_of
 from ..errors import ArgTypeError, bad
 from ..granularity import PerAxis, PerTensor
@@ -76,6 +77,8 @@ class Static:
         if not isinstance(self.scheme.granularity, PerTensor):
             expected = "a scheme that is per tensor"
             raise bad("scheme", f"got {self.scheme}", str(self.scheme), expected)
+        if self.scheme.symmetric and zero_point is not None and not np.any(zero_point):
+            zero_point = None  # what symmetric codes have anyway
         scale, zero_point = given_qparams(self.scheme, (), scale, zero_point)
         self.scale = np.float32(scale)
         self.zero_point = 0 if zero_point is None else int(zero_point)
@@ -85,6 +88,9 @@ class Static:
     @classmethod
     def of(cls, observer: Observer, scheme: Int | str = "uint8") -> Static:
         """The parameters that `scheme` makes of what an observer has seen."""
+        if not isinstance(observer, Observer):
+            found = f"got {observer!r}"
+            raise bad("observer", found, observer, "one of qrs.observers", ArgTypeError)
         return cls(scheme, *observer.qparams(scheme))
 
     @property
@@ -126,11 +132,7 @@ class Outliers:
     threshold: float = OUTLIER_THRESHOLD
 
     def __post_init__(self) -> None:
-        number = isinstance(self.threshold, (int, float)) and not isinstance(self.threshold, bool)
-        if not number or not 0 <= self.threshold < np.inf:
-            raise bad(
-                "threshold", f"got {self.threshold!r}", self.threshold, "a number of 0 or more"
-            )
+        object.__setattr__(self, "threshold", checked_number(self.threshold, "threshold"))
 
     scheme = Int(8, axis=0)
     largest = 127
@@ -153,7 +155,8 @@ def _of_nothing(scheme: Int, rows: Array) -> Encoded:
     """Codes of no rows; none of them has a scale."""
     xp = library_of(rows)
     codes = xp.zeros(rows.shape, scheme.code_dtype)
-    return Encoded(codes, xp.ones((len(rows), 1), np.float32), None)
+    each = len(rows) if isinstance(scheme.granularity, PerAxis) else 1
+    return Encoded(codes, xp.ones((each, 1), np.float32), None)
 
 
 def _checked(scheme: Scheme) -> Int:

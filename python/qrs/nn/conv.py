@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -19,7 +20,13 @@ from ..schemes import Scheme
 from .activations import Dynamic, Encoded, Static
 from .layer import Layer, as_dtype_of, check_choice, quantized
 from .output import REQUANTIZE, Requantize, combined_scale, integer_bias
-from .weights import checked_weight, integer_weights
+from .products import checked_results
+from .weights import checked_weight, integer_weights, output_reach
+
+LARGEST = 2**31 - 1
+"""Stride, padding and dilation."""
+
+MOST_RESULTS = 2**40
 
 
 class Convolutional(Layer):
@@ -42,7 +49,11 @@ class Convolutional(Layer):
         requantize: str = "float",
         backend: str | None = None,
     ) -> None:
-        super().__init__(checked_weight(weight, self.axes + 2), bias, activation, output, backend)
+        checked_weight(weight, self.axes + 2)
+        if 0 in weight.shape:
+            expected = "at least one output, input and element of the window"
+            raise bad("weight", f"got shape {weight.shape}", weight.shape, expected)
+        super().__init__(weight, bias, activation, output, backend)
         self.stride = self._pair("stride", stride, 1)
         self.dilation = self._pair("dilation", dilation, 1)
         self.padding = self._margins(padding)
@@ -52,13 +63,14 @@ class Convolutional(Layer):
             raise bad("groups", f"got {groups}", groups, expected)
         check_choice("requantize", requantize, REQUANTIZE)
         self._settings = {
-            "bias": bias, "stride": stride, "padding": padding, "dilation": dilation,
+            "bias": self._bias_given, "stride": stride, "padding": padding, "dilation": dilation,
             "groups": groups, "activation": activation, "output": output, "relu": relu,
             "requantize": requantize, "backend": backend,
         }  # fmt: skip
         self.relu = bool(relu)
         self._source = per_tensor(self.activation)
         self._weights = integer_weights(weight)
+        self._reach = output_reach(weight) * self._source.largest
         self._weights.check_sums(self._source.largest)
         self._packed = self._weights.packed(self.ops, self.groups)
         self._sums = None if output is None else self._integer_sums(output, requantize)
@@ -83,18 +95,17 @@ class Convolutional(Layer):
         """x (batch, channels, ...), floats or the QTensor of a layer before: convolved."""
         if isinstance(x, QTensor):
             conv = self._convolution(x.shape)
-            codes = self._codes(x).reshape(-1, conv.size[0] * conv.size[1])
+            codes = self._codes(x).reshape(-1, math.prod(conv.size))
             assert isinstance(self._source, Static)
             return self._of_codes(Encoded(codes, *self._source.as_arrays(codes)), conv, x.shape)
         array, values = self._input(x)
         conv = self._convolution(array.shape)
-        rows = values.reshape(-1, conv.size[0] * conv.size[1])
-        with Held(array):
+        rows = values.reshape(-1, math.prod(conv.size))
+        with Held(array), np.errstate(over="ignore", invalid="ignore"):
             try:
-                encoded = self._source.encode(rows, self.ops)
+                y = self._of_codes(self._source.encode(rows, self.ops), conv, array.shape)
             except KernelFault as fault:
                 raise self._explained(fault, values) from None
-            y = self._of_codes(encoded, conv, array.shape)
         return y if isinstance(y, QTensor) else as_dtype_of(y, array)
 
     def __repr__(self) -> str:
@@ -115,7 +126,8 @@ class Convolutional(Layer):
         sums = self.ops.conv_int8(x.codes, self._packed, conv, zero_point)
         scale = _by_row(x.scale * self._weights.scale, batch)
         bias = None if self.bias is None else _by_row(self.bias, batch)
-        return self.ops.dequantize_sums(sums, scale, bias, self.relu).reshape(out_shape)
+        y = self.ops.dequantize_sums(sums, scale, bias, self.relu).reshape(out_shape)
+        return checked_results(y, self._reach, self.bias, x.scale)
 
     def _integer_sums(self, output: Static, how: str) -> tuple[Int32 | None, Requantize]:
         """Bias in int32 and the way to codes, for a layer that returns them."""
@@ -129,15 +141,18 @@ class Convolutional(Layer):
         """The windows over images of this shape; raises where there is no room for one."""
         channels = self.weight.shape[1] * self.groups
         if len(shape) != self.axes + 2 or shape[1] != channels:
-            sizes = ", ".join(("height", "width")[2 - self.axes :])
+            sizes = "length" if self.axes == 1 else "height, width"
             raise bad("x", f"got shape {shape}", shape, f"(batch, {channels}, {sizes})")
         size, kernel = _two(shape[2:]), _two(self.weight.shape[2:])
         conv = Convolution(
             channels, size, kernel, self.stride, self.padding, self.dilation, self.groups
         )
-        if 0 in conv.out_size:
+        if 0 in conv.out_size or 0 in size:
             found = f"got shape {shape}, smaller with its padding than the kernel {kernel}"
             raise bad("x", found, shape, "room for one window")
+        if shape[0] * self.weight.shape[0] * math.prod(conv.out_size) > MOST_RESULTS:
+            found = f"got {self.padding}, which makes {conv.out_size} windows of each image"
+            raise bad("padding", found, self.padding, f"at most {MOST_RESULTS} results")
         return conv
 
     def _pair(self, arg: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
@@ -153,11 +168,14 @@ class Convolutional(Layer):
     def _margins(self, padding: int | Sequence[int]) -> tuple[int, int, int, int]:
         """Zeros at the top, left, bottom, right."""
         numbers = _numbers("padding", padding)
-        if len(numbers) == 2 * self.axes and min(numbers) >= 0:
-            before, after = numbers[: self.axes], numbers[self.axes :]
-        else:
-            pair = self._pair("padding", padding, 0)
-            before = after = list(pair[2 - self.axes :])
+        if len(numbers) == 1:
+            numbers *= self.axes
+        if len(numbers) == self.axes:
+            numbers *= 2
+        if len(numbers) != 2 * self.axes or min(numbers) < 0:
+            expected = f"a number, {self.axes} or {2 * self.axes} of them, from 0"
+            raise bad("padding", f"got {padding!r}", padding, expected)
+        before, after = numbers[: self.axes], numbers[self.axes :]
         lead = [0] * (2 - self.axes)
         top, left, bottom, right = [*lead, *before, *lead, *after]
         return top, left, bottom, right
@@ -221,7 +239,10 @@ def _two(sizes: Sequence[int]) -> tuple[int, int]:
 
 def _numbers(arg: str, value: Any) -> list[int]:
     if isinstance(value, int | np.integer):
-        return [checked_integer(value, arg)]
+        value = [value]
     if not isinstance(value, list | tuple) or not value:
         raise bad(arg, f"got {value!r}", value, "integers", ArgTypeError)
-    return [checked_integer(each, arg) for each in value]
+    numbers = [checked_integer(each, arg) for each in value]
+    if max(numbers) > LARGEST:
+        raise bad(arg, f"got {value!r}", value, f"at most {LARGEST}")
+    return numbers

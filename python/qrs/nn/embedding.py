@@ -24,6 +24,8 @@ class Embedding(Layer):
     [[[0.5, 0.25], [1.0, -1.0], [1.0, -1.0]]]
     """
 
+    is_a_table = True
+
     def __init__(self, weight: QTensor, *, backend: str | None = None) -> None:
         super().__init__(checked_weight(weight, 2), None, None, None, backend)
         self._settings = {"backend": backend}

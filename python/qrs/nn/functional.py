@@ -12,10 +12,19 @@ from typing import Any
 import numpy as np
 
 from .. import backends
-from ..arrays import Array, Held, as_input, as_kernel_float, nonfinite_error, plain, reports_memory
+from ..arrays import (
+    Array,
+    Held,
+    as_input,
+    as_kernel_float,
+    nonfinite_error,
+    plain,
+    reports_memory,
+    rows_of,
+)
 from ..backends.reference import Float32, Reference
-from ..checks import checked_integer
-from ..devices import contiguous, library_of
+from ..checks import checked_integer, checked_number
+from ..devices import contiguous, library_of, on_host
 from ..errors import ArgTypeError, KernelFault, bad
 
 __all__ = ["gelu", "layer_norm", "softmax"]
@@ -50,22 +59,32 @@ def layer_norm(
     """(x - mean) / sqrt(variance + eps) * weight + bias along the last axis (Ba et al. 2016).
 
     weight, bias: (features,), by default 1 and 0. Raises `ArgValueError` where the variance of a
-    row overflows float32.
+    row overflows float32, or is 0 and `eps` too.
 
     >>> layer_norm([[1.0, 1.0, 3.0, 3.0]], eps=0.0).tolist()
     [[-1.0, -1.0, 1.0, 1.0]]
     """
-    if not isinstance(eps, (int, float)) or not 0 <= eps < np.inf:
-        raise bad("eps", f"got {eps!r}", eps, "a number of 0 or more")
+    number = checked_number(eps, "eps")
 
     def normalized(ops: Reference, rows: Array) -> Array:
         w, b = (
             _vector(name, given, default, rows)
             for name, given, default in (("weight", weight, 1), ("bias", bias, 0))
         )
-        return ops.layer_norm(rows, w, b, float(eps))
+        y = ops.layer_norm(rows, w, b, number)
+        if np.float32(number) == 0:
+            _check_variances(y, number)
+        return y
 
     return _on_rows(x, -1, backend, normalized)
+
+
+def _check_variances(y: Array, eps: float) -> None:
+    """Raise where a row was divided by 0."""
+    wrong = on_host(~library_of(y).isfinite(y).all(axis=1))
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise bad("eps", f"got {eps}, and the variance of row {row} is 0", eps, "a number above 0")
 
 
 def _on_rows(
@@ -82,8 +101,10 @@ def _on_rows(
         values = as_kernel_float(given)
         xp = library_of(values)
         turned = contiguous(xp.moveaxis(values, axis, -1))
+        if turned.size == 0:
+            return contiguous(xp.empty_like(given))
         try:
-            rows = function(ops, turned.reshape(-1, turned.shape[-1]))
+            rows = function(ops, rows_of(turned))
         except KernelFault as fault:
             if fault.reason == "nonfinite":
                 raise nonfinite_error(values) from None

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import api, backends
-from ..arrays import Array, as_input, as_kernel_float, nonfinite_error, plain
+from ..arrays import Array, as_input, as_kernel_float, first_index, nonfinite_error, plain
 from ..backends.reference import Float32
 from ..devices import library_of, on_host
 from ..errors import ArgTypeError, KernelFault, QrsError, bad
+from ..granularity import PerTensor
 from ..qtensor import QTensor
 from ..schemes import Int, Scheme, as_scheme, int_parts
 from ..schemes.scales import moved_like
@@ -24,6 +25,8 @@ Same = TypeVar("Same", bound="Layer")
 class Layer:
     """A weight, perhaps a bias, and what is done to the input and the output."""
 
+    is_a_table: ClassVar[bool] = False
+    """Whether rows are looked up, with neither bias nor activation."""
     _settings: dict[str, Any]
     """The keyword arguments that the layer was made with."""
 
@@ -57,7 +60,7 @@ class Layer:
         """
         parts: dict[str, Any] = {"weight": self.weight}
         if self.bias is not None:
-            parts["bias"] = on_host(self.bias).reshape(-1)
+            parts["bias"] = self._bias_given
         if isinstance(self.activation, Static):
             parts |= self.activation.state("input")
         if self.output is not None:
@@ -87,8 +90,16 @@ class Layer:
         if f"{prefix}output_scale" in state:
             output = _static(state, f"{prefix}output", "output", output)
         parts = {"bias": state.get(f"{prefix}bias"), "activation": activation, "output": output}
+        if cls.is_a_table and any(part is not None for part in parts.values()):
+            found = f"has {', '.join(n for n, part in parts.items() if part is not None)}"
+            raise bad("state", found, sorted(state)[:8], f"that of an {cls.__name__}")
         settings |= {name: part for name, part in parts.items() if part is not None}
         return cls(state[f"{prefix}weight"], **settings)
+
+    @property
+    def _bias_given(self) -> Any:
+        """The bias as (n,) float32, a copy on the host; None without one."""
+        return None if self.bias is None else on_host(self.bias).reshape(-1).copy()
 
     @property
     def nbytes(self) -> int:
@@ -117,6 +128,8 @@ class Layer:
         source = self.activation
         if not isinstance(source, Static):
             raise bad("x", "got a QTensor", x, "an array, or a layer with a Static activation")
+        if not isinstance(x.scheme, Int) or not isinstance(x.scheme.granularity, PerTensor):
+            raise bad("x", f"got a QTensor of {x.scheme}", x, f"one of {source.scheme}")
         zero_point = 0 if x.zero_point is None else int(x.zero_point)
         given = (str(x.scheme), float(on_host(x.scale).reshape(-1)[0]), zero_point)
         expected = (str(source.scheme), float(source.scale), source.zero_point)
@@ -126,6 +139,9 @@ class Layer:
 
     def _explained(self, fault: KernelFault, x: Array) -> QrsError:
         """The error behind a fault that a kernel found in the input."""
+        if fault.reason == "result_overflow":
+            found = f"the result of row {fault.group} overflows float32"
+            return bad("x", found, fault.group, "smaller numbers")
         if fault.reason == "nonfinite" or self.activation is None:
             return nonfinite_error(x)
         scheme: Scheme = self.activation.scheme
@@ -150,11 +166,17 @@ def _made(kind: type[Same], weight: QTensor, settings: dict[str, Any]) -> Same:
 
 
 def as_dtype_of(y: Float32, x: Array) -> Array:
-    """A float32 result in the dtype of the input."""
+    """A float32 result in the dtype of the input; raises where that overflows."""
     if x.dtype == np.float32:
         return y
     with np.errstate(over="ignore", under="ignore"):
-        return y.astype(x.dtype)
+        narrow = y.astype(x.dtype)
+    lost = on_host(library_of(narrow).isinf(narrow))
+    if lost.any():
+        at, where = first_index(lost)
+        found = f"the result {float(on_host(y)[at]):.6g}{where} overflows {x.dtype}"
+        raise bad("x", found, x.dtype, "smaller numbers, or float32")
+    return narrow
 
 
 def check_choice(arg: str, value: Any, accepted: tuple[str, ...]) -> None:
@@ -176,6 +198,9 @@ def _static(state: Mapping[str, Any], name: str, arg: str, scheme: Any) -> Stati
         found = f"got {scheme!r}, and the state has {name}_scale"
         raise bad(arg, found, scheme, "the scheme of that range, such as 'uint8'")
     known = as_scheme(scheme)
-    asymmetric = isinstance(known, Int) and not known.symmetric
-    zero_point = state.get(f"{name}_zero_point") if asymmetric else None
+    zero_point = state.get(f"{name}_zero_point")
+    stored = getattr(zero_point, "dtype", None)
+    if isinstance(known, Int) and stored is not None and stored != known.code_dtype:
+        found = f"got {known}, and {name}_zero_point in the state is {stored}"
+        raise bad(arg, found, known, f"a scheme with codes of {stored}")
     return Static(known, state[f"{name}_scale"], zero_point)  # type: ignore[arg-type]

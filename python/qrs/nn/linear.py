@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..arrays import Array, Held, reports_memory
+import numpy as np
+
+from ..arrays import Array, Held, reports_memory, rows_of
 from ..errors import KernelFault, bad
 from ..granularity import PerAxis
 from ..qtensor import QTensor
@@ -19,6 +21,7 @@ from .weights import (
     grouped_weights,
     has_one_scale_per_output,
     integer_weights,
+    output_reach,
 )
 
 COMPUTE = ("float32", "bf16x2")
@@ -44,7 +47,8 @@ class Linear(Layer):
     backend : "reference", "rust" or "cupy"; by default where the weight is.
 
     With integer activations and one scale for each output results are class A: the same bits on
-    every backend. Raises `ArgValueError` where a sum might not fit into int32.
+    every backend, but for `Outliers` that are found, which are multiplied in float. Raises
+    `ArgValueError` where a sum might not fit into int32, and where a result overflows.
 
     >>> import numpy as np, qrs
     >>> w = np.array([[1.0, -0.5], [0.25, 2.0]], np.float32)
@@ -70,7 +74,7 @@ class Linear(Layer):
         check_choice("requantize", requantize, REQUANTIZE)
         self.relu, self.compute = bool(relu), compute
         self._settings = {
-            "bias": bias, "activation": activation, "output": output, "relu": relu,
+            "bias": self._bias_given, "activation": activation, "output": output, "relu": relu,
             "compute": compute, "requantize": requantize, "backend": backend,
         }  # fmt: skip
         self._product = self._chosen_product()
@@ -99,8 +103,8 @@ class Linear(Layer):
             return self._of_codes(x)
         array, values = self._input(x)
         shape = self._out_shape(array.shape)
-        rows = values.reshape(-1, self.weight.shape[1])
-        with Held(array):
+        rows = rows_of(values)
+        with Held(array), np.errstate(over="ignore", invalid="ignore"):
             try:
                 if self.output is not None:
                     return self._requantized(self._encoded(rows), shape)
@@ -117,18 +121,21 @@ class Linear(Layer):
     def _chosen_product(self) -> Product:
         """How rows are multiplied, from the schemes of weight and activation."""
         qt, ops, activation = self.weight, self.ops, self.activation
+        bias, relu = self.bias, self.relu
         if activation is None:
-            return WeightOnly(grouped_weights(qt, ops), self.bias, self.relu, self.compute, ops)
+            grouped = grouped_weights(qt, ops)
+            return WeightOnly(grouped, bias, relu, self.compute, output_reach(qt), ops)
         if not has_one_scale_per_output(qt):
             check_group_sums(qt, activation.largest)
             per_token = grouped_activation(activation)
-            return GroupedIntegers(grouped_weights(qt, ops), self.bias, self.relu, per_token, ops)
+            grouped, reach = grouped_weights(qt, ops), output_reach(qt) * activation.largest
+            return GroupedIntegers(grouped, bias, relu, per_token, reach, ops)
         weights = integer_weights(qt)
         weights.check_sums(activation.largest)
-        packed = weights.packed(ops)
+        packed, reach = weights.packed(ops), output_reach(qt) * activation.largest
         if isinstance(activation, Outliers):
-            return MixedOutliers(weights, packed, self.bias, self.relu, activation, ops)
-        return Integers(packed, weights.scale, self.bias, self.relu, activation, ops)
+            return MixedOutliers(weights, packed, bias, relu, activation, reach, ops)
+        return Integers(packed, weights.scale, bias, relu, activation, reach, ops)
 
     def _integer_sums(self, output: Static, how: str) -> tuple[Any, Requantize]:
         """Bias in int32 and the way to codes, for a layer that returns them."""
@@ -146,7 +153,7 @@ class Linear(Layer):
 
     def _of_codes(self, x: QTensor) -> Any:
         shape = self._out_shape(x.shape)
-        codes = self._codes(x).reshape(-1, self.weight.shape[1])
+        codes = rows_of(self._codes(x))
         assert isinstance(self.activation, Static)
         encoded = Encoded(codes, *self.activation.as_arrays(codes))
         if self.output is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from .. import floats
 from ..backends.reference import Float32, GroupedWeights, Int8Weights, Int32, Reference
-from ..devices import contiguous, library_of
+from ..devices import contiguous, library_of, on_host
 from ..errors import ArgTypeError, bad
 from ..granularity import PerAxis, PerGroup, PerTensor
 from ..qtensor import QTensor
@@ -46,9 +47,12 @@ class IntegerWeights(NamedTuple):
         if self.zero_point is not None:
             weights -= self.zero_point.astype(np.int16)
         reach = largest * abs(weights).sum(axis=1, dtype=np.int64)
-        if bias is not None:
-            reach = reach + abs(bias.reshape(-1).astype(np.int64))
         check_reach(int(reach.max()) if reach.size else 0, self.codes.shape[1])
+        if bias is not None and reach.size:
+            with_bias = int((reach + abs(bias.reshape(-1).astype(np.int64))).max())
+            if with_bias > INT32_MAX:
+                found = f"with it sums over {self.codes.shape[1]} inputs may reach {with_bias}"
+                raise bad("bias", found, with_bias, f"at most {INT32_MAX}, what int32 holds")
 
 
 def check_reach(reach: int, inputs: int) -> None:
@@ -72,7 +76,8 @@ def integer_weights(qt: QTensor) -> IntegerWeights:
         expected = "integers with one scale per output or per tensor, such as 'int8-axis0'"
         raise bad("scheme", f"got {qt.scheme}", str(qt.scheme), expected)
     n = qt.shape[0]
-    codes, zero_point = qt.codes.reshape(n, -1), _per_output(qt.zero_point, n)
+    codes = qt.codes.reshape(n, math.prod(qt.shape[1:]))
+    zero_point = _per_output(qt.zero_point, n)
     if zero_point is not None:
         zero_point = zero_point.astype(np.int32)
     if codes.dtype == np.uint8:
@@ -147,6 +152,21 @@ def checked_weight(weight: Any, ndim: int) -> QTensor:
     return weight
 
 
+def output_reach(qt: QTensor) -> float:
+    """A bound of |x W^T| for |x| of 1: inputs times the largest level times the largest scale."""
+    if math.prod(qt.shape) == 0:
+        return 0.0
+    if isinstance(qt.scheme, Int):
+        level = float(1 << qt.scheme.bits)
+    else:
+        books = _books(qt)
+        assert books is not None
+        finite = on_host(books)
+        level = float(abs(finite[np.isfinite(finite)]).max(initial=0.0))
+    scale = 1.0 if qt.scale is None else float(abs(on_host(qt.scale)).max())
+    return level * scale * math.prod(qt.shape[1:])
+
+
 def check_group_sums(qt: QTensor, largest: int) -> None:
     """Raise where int32 could not hold the sum of a group of an integer weight."""
     granularity, scheme = qt.scheme.granularity, qt.scheme
@@ -156,4 +176,7 @@ def check_group_sums(qt: QTensor, largest: int) -> None:
     if not isinstance(scheme, Int):
         expected = "integers: int8 activations multiply no codebooks or floats"
         raise bad("scheme", f"got {scheme}", str(scheme), expected)
-    check_reach(inputs * largest * (scheme.qmax - scheme.qmin), inputs)
+    of_weights = scheme.qmax - scheme.qmin
+    if scheme.symmetric:
+        of_weights = max(scheme.qmax, -scheme.qmin)
+    check_reach(inputs * largest * of_weights, inputs)

@@ -56,6 +56,13 @@ class Observer(ABC):
 
     def merge(self: Same, other: Same) -> Same:
         """Take in all that `other`, of the same kind and settings, has seen."""
+        self.check_merge(other)
+        if other.lo is not None:
+            self._absorb(other)
+        return self
+
+    def check_merge(self, other: Any) -> None:
+        """Raise where `merge` would."""
         if type(other) is not type(self) or other.settings() != self.settings():
             expected = f"{type(self).__name__} with {self.settings()}"
             raise bad("other", f"got {other!r}", other, expected, ArgTypeError)
@@ -64,8 +71,6 @@ class Observer(ABC):
             raise bad("other", found, other, "MinMax, or one observer")
         if other.lo is not None:
             self._check_channels(len(other.lo) if self.axis is not None else None, "other")
-            self._absorb(other)
-        return self
 
     def range(self, scheme: Scheme | None = None) -> tuple[Float32, Float32]:
         """The range that shall be representable: lo <= 0 <= hi, of shape () or (channels,).
@@ -89,6 +94,8 @@ class Observer(ABC):
         expected = PerTensor if self.axis is None else PerAxis
         if not isinstance(scheme.granularity, expected):
             raise bad("scheme", f"got {scheme}", str(scheme), f"one that is {expected.__name__}")
+        if scheme.scale_dtype is None:
+            raise bad("scheme", f"got {scheme}", str(scheme), "one with scales, such as 'uint8'")
         lo, hi = self.range(scheme)
         return qparams_of(lo, hi, scheme)
 
@@ -101,13 +108,17 @@ class Observer(ABC):
         text = json.dumps({"kind": type(self).__name__, **self.settings()})
         found: State = {"settings": np.frombuffer(text.encode(), np.uint8)}
         if self.lo is not None and self.hi is not None:
-            found |= {"lo": self.lo, "hi": self.hi}
+            found |= {"lo": self.lo.copy(), "hi": self.hi.copy()}
         return found
 
     def _restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Take over what was seen from a `state`."""
-        if "lo" in state:
-            self.lo, self.hi = np.array(state["lo"]), np.array(state["hi"])
+        if "lo" not in state and "hi" not in state:
+            return
+        lo, hi = np.array(state["lo"], np.float32), np.array(state["hi"], np.float32)
+        if lo.shape != hi.shape or lo.ndim != (self.axis is not None) or not (lo <= hi).all():
+            raise ValueError(f"lo of shape {lo.shape} and hi of shape {hi.shape} are no range")
+        self.lo, self.hi = lo, hi
 
     def __repr__(self) -> str:
         if self.lo is None or self.hi is None:
@@ -202,9 +213,9 @@ def from_state(state: Mapping[str, NDArray[Any]]) -> Observer:
         settings = json.loads(bytes(np.asarray(state["settings"], np.uint8)))
         observer = Observer.kinds[settings.pop("kind")](**settings)
         observer._restore(state)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         found, expected = f"is no state of an observer: {error!r}", "what state() returned"
-        raise bad("state", found, sorted(state), expected) from None
+        raise bad("state", found, type(state), expected) from None
     return observer
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -53,11 +55,20 @@ class Histogram(MinMax):
         return middles
 
     def state(self) -> State:
-        return {**super().state(), "counts": self.counts, "exponent": np.array(self.exponent)}
+        return {
+            **super().state(),
+            "counts": self.counts.copy(),
+            "exponent": np.array(self.exponent),
+        }
 
     def _restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         super()._restore(state)
-        self.counts, self.exponent = np.array(state["counts"]), int(state["exponent"])
+        counts, self.exponent = np.array(state["counts"]), int(state["exponent"])
+        channels = () if self.axis is None or self.lo is None else self.lo.shape
+        if counts.shape != (*channels, 2 * HALF) or counts.dtype != np.int64 or counts.min() < 0:
+            expected = f"{(*channels, 2 * HALF)} int64, none negative"
+            raise ValueError(f"counts are {counts.shape} {counts.dtype}, expected {expected}")
+        self.counts = counts
 
     def _take(self, rows: Float32) -> None:
         super()._take(rows)
@@ -119,7 +130,8 @@ class Percentile(Histogram):
     def _bounds(
         self, counts: Counts, lo: Float32, hi: Float32, scheme: Scheme | None
     ) -> tuple[Float32, Float32]:
-        needed = int(np.ceil(counts.sum() * (self.percent / 100)))
+        # Exact: 99.9 percent of 1000 are 999, which float64 rounds up.
+        needed = math.ceil(int(counts.sum()) * Fraction(str(self.percent)) / 100)
         upper = int(np.argmax(np.cumsum(counts) >= needed)) + 1 - HALF
         lower = HALF - 1 - int(np.argmax(np.cumsum(counts[::-1]) >= needed))
         low, high = np.ldexp([float(lower), float(upper)], self.exponent)
