@@ -45,6 +45,8 @@ class Embedding(Layer):
     @reports_memory
     def __call__(self, tokens: Any) -> Array:
         """Integers of any shape -> float32 (*shape, features); negative ones are an error."""
+        if tokens is None:
+            raise bad("tokens", "got None", None, "integers", ArgTypeError)
         index = plain(tokens, "tokens", integers=True)
         if index.dtype.kind not in "iu":
             expected = "integers"

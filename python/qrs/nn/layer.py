@@ -82,6 +82,8 @@ class Layer:
         `activation` and `output` are the schemes of calibrated ranges, whose parameters come from
         the state; everything else is as for the class. Raises `ArgValueError` for what is missing.
         """
+        if not isinstance(state, Mapping):
+            raise bad("state", f"got {state!r}", type(state), "what state() returned", ArgTypeError)
         if f"{prefix}weight" not in state:
             found, names = f"has no {prefix}weight", ", ".join(sorted(state)[:8])
             raise bad("state", found, names, "the names of state(), with their prefix")
