@@ -30,6 +30,7 @@ MODULES = [
 INT4, INT3, NF4, KMEANS = "int4-g128-asym-f16", "int3-g128-asym-f16", "nf4-g64-f16", "kmeans4-axis0"
 VARIANTS = [
     (INT4, "minmax", "parallel"),
+    (INT4, "lsq", "parallel"),
     (INT4, "gptq-inorder", "parallel"),
     (INT4, "gptq-group", "parallel"),
     (INT4, "gptq", "parallel"),

@@ -38,7 +38,8 @@ struct Moments {
     ll: f32,
 }
 
-/// Replaces scales, one for each group, by those with less squared error, where there are.
+/// Replaces scales, one for each group, by those with less squared error, where there are; and the
+/// error of each.
 ///
 /// # Errors
 /// `NonFinite` if `x` holds NaN or an infinity.
@@ -48,10 +49,14 @@ pub fn choose_scale_lsq<E: Element>(
     weights: Option<&[f32]>,
     problem: Problem,
     scale: &mut [f32],
+    error: &mut [f64],
 ) -> Result<(), Fault> {
-    assert!(weights.is_none_or(|weights| weights.len() == x.len()));
-    with_default_float_state(|| search_with::<E>(x, grid, weights, problem, scale))
+    assert!(weights.is_none_or(|weights| weights.len() == x.len()) && scale.len() == error.len());
+    with_default_float_state(|| search_with::<E>(x, grid, weights, problem, (scale, error)))
 }
+
+/// Of each group: the scale, which may be replaced, and its error.
+type Found<'a> = (&'a mut [f32], &'a mut [f64]);
 
 /// The search with the fastest way there is to find levels.
 fn search_with<E: Element>(
@@ -59,24 +64,24 @@ fn search_with<E: Element>(
     grid: Grid,
     weights: Option<&[f32]>,
     problem: Problem,
-    scale: &mut [f32],
+    found: Found<'_>,
 ) -> Result<(), Fault> {
-    let (mut lo, mut hi) = (vec![0.0; scale.len()], vec![0.0; scale.len()]);
+    let (mut lo, mut hi) = (vec![0.0; found.0.len()], vec![0.0; found.0.len()]);
     group_range::<E>(x, grid, &mut lo, &mut hi)?;
     let absmax: Vec<f32> = lo.iter().zip(&hi).map(|(&lo, &hi)| larger(-lo, hi)).collect();
     let Problem { levels, thresholds, .. } = problem;
     if let Some(search) = Integers::new(levels, thresholds) {
-        return search_all::<E, _>(x, grid, weights, problem, &search, &absmax, scale);
+        return search_all::<E, _>(x, grid, weights, problem, &search, &absmax, found);
     }
     let entries: Vec<u32> = levels.iter().map(|level| level.to_bits()).collect();
     #[cfg(target_arch = "x86_64")]
     if let Some(mut search) = PermutedSearch::new(&entries) {
         search.load(thresholds);
-        return search_all::<E, _>(x, grid, weights, problem, &search, &absmax, scale);
+        return search_all::<E, _>(x, grid, weights, problem, &search, &absmax, found);
     }
     let mut search = BinarySearch::new(&entries);
     search.load(thresholds);
-    search_all::<E, _>(x, grid, weights, problem, &search, &absmax, scale)
+    search_all::<E, _>(x, grid, weights, problem, &search, &absmax, found)
 }
 
 /// A group, as far as the search looks at it.
@@ -110,32 +115,34 @@ fn search_all<E: Element, S: Search>(
     problem: Problem,
     search: &S,
     absmax: &[f32],
-    scale: &mut [f32],
+    (scale, error): Found<'_>,
 ) -> Result<(), Fault> {
     if !grid.keeps_groups_whole() {
         let mut candidates = Candidates::new(problem);
-        for (index, (scale, &absmax)) in scale.iter_mut().zip(absmax).enumerate() {
+        for (index, (scale, error)) in scale.iter_mut().zip(error).enumerate() {
             let range = grid.elements(index);
             let weights = weights.map(|weights| &weights[range.clone()]);
             let group = LargeGroup::<E, S> { x: &x[range], weights, search };
-            *scale = candidates.best(&group, absmax, *scale);
+            (*scale, *error) = candidates.best(&group, absmax[index], *scale);
         }
         return Ok(());
     }
-    let (mut x, mut weights, mut scale) = (x, weights, scale);
+    let (mut x, mut weights, mut scale, mut error) = (x, weights, scale, error);
     let cut = |block: &Block| {
         let weights = weights.as_mut().map(|weights| take(weights, block.len()));
-        (take(&mut x, block.len()), weights, take_mut(&mut scale, block.groups.len()))
+        let groups = block.groups.len();
+        let found = (take_mut(&mut scale, groups), take_mut(&mut error, groups));
+        (take(&mut x, block.len()), weights, found)
     };
-    for_each_block(grid, cut, |block, (x, weights, scale)| {
+    for_each_block(grid, cut, |block, (x, weights, (scale, error))| {
         let grid = block.grid(grid);
         let (mut candidates, mut room) = (Candidates::new(problem), Room::default());
         let absmax = &absmax[block.groups];
-        for (index, (scale, &absmax)) in scale.iter_mut().zip(absmax).enumerate() {
+        for (index, (scale, error)) in scale.iter_mut().zip(error).enumerate() {
             let range = grid.elements(index);
             let weights = weights.map(|weights| &weights[range.clone()]);
             let group = room.group::<E, S>(&x[range], weights, search);
-            *scale = candidates.best(&group, absmax, *scale);
+            (*scale, *error) = candidates.best(&group, absmax[index], *scale);
         }
         Ok(())
     })
@@ -157,9 +164,9 @@ impl<'a> Candidates<'a> {
         Self { problem, reach, scales: vec![0.0; n], moments: vec![Moments::default(); n] }
     }
 
-    /// The best scale for a group of which `absmax` is the largest magnitude; `given` unless it has
-    /// more error.
-    fn best(&mut self, group: &impl Group, absmax: f32, given: f32) -> f32 {
+    /// The best scale for a group of which `absmax` is the largest magnitude, and its error;
+    /// `given` unless it has more.
+    fn best(&mut self, group: &impl Group, absmax: f32, given: f32) -> (f32, f64) {
         let base = absmax / self.reach;
         for (scale, factor) in self.scales.iter_mut().zip(self.problem.factors) {
             *scale = base * factor;
@@ -179,7 +186,9 @@ impl<'a> Candidates<'a> {
                 (best, most) = (Some(scale), gain);
             }
         }
-        best.filter(|&best| group.error(best) < group.error(given)).unwrap_or(given)
+        let before = (given, group.error(given));
+        let after = best.map(|best| (best, group.error(best)));
+        after.filter(|after| after.1 < before.1).unwrap_or(before)
     }
 }
 

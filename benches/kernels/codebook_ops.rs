@@ -83,12 +83,14 @@ fn search(bytes: usize, group_size: usize, levels: &[f32]) -> Case {
     let (levels, thresholds) = (levels.to_vec(), thresholds(levels));
     let factors: Vec<f32> = (0..24).map(|i| 0.45 + 0.8 / 23.0 * i as f32).collect();
     let factors: Vec<f32> = factors.iter().copied().chain(factors.iter().map(|f| -f)).collect();
-    let mut scale = vec![0.0; grid.groups()];
+    let (mut scale, mut error) = (vec![0.0; grid.groups()], vec![0.0; grid.groups()]);
     case(size_of_val(&*x), 0, move || {
         scale.fill(0.7);
         let scale_dtype = ScaleDtype::Float16;
         let (levels, thresholds, factors) = (&*levels, &*thresholds, &*factors);
         let problem = Problem { levels, thresholds, factors, scale_dtype };
-        choose_scale_lsq::<Float32>(&x, grid, None, problem, &mut scale).expect("finite");
+        let found =
+            choose_scale_lsq::<Float32>(&x, grid, None, problem, &mut scale, &mut error);
+        found.expect("finite");
     })
 }

@@ -216,7 +216,7 @@ def choose_scale_lsq(
     factors: NDArray[float32],
     scale: NDArray[float32],
     scale_dtype: str,
-) -> NDArray[float32]: ...
+) -> tuple[NDArray[float32], NDArray[float64]]: ...
 def quantize_codebook_packed(
     x: NDArray[Any],
     dtype: str,

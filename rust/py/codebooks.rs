@@ -166,7 +166,7 @@ pub fn choose_scale_lsq(
     factors: &Array<'_>,
     scale: &Array<'_>,
     scale_dtype: &str,
-) -> PyResult<Object> {
+) -> PyResult<(Object, Object)> {
     let shape = shape_of("x", x)?;
     let grid = grid_of(shape, group_size)?;
     let scale_dtype = scale_dtype_of(scale_dtype)?;
@@ -180,14 +180,16 @@ pub fn choose_scale_lsq(
     with_dtype!(dtype, E => {
         let x = input("x", x, None)?;
         let mut out = output(py, None, groups(grid))?;
+        let mut errors = output(py, None, groups(grid))?;
         let (x, weights, scale) = (slice(&x), weights.as_ref().map(slice), slice_mut(&mut out));
+        let error = slice_mut(&mut errors);
         scale.copy_from_slice(slice(&given));
         let (levels, thresholds) = (slice(&levels), slice(&thresholds));
         let problem = Problem { levels, thresholds, factors: slice(&factors), scale_dtype };
         compute(py, || {
-            scale_search::choose_scale_lsq::<E>(x, grid, weights, problem, scale)
+            scale_search::choose_scale_lsq::<E>(x, grid, weights, problem, scale, error)
         })?;
-        Ok(finished(&out))
+        Ok((finished(&out), finished(&errors)))
     })
 }
 

@@ -222,9 +222,16 @@ fn the_scale_search_agrees_with_one_number_at_a_time() {
                         expected.push(search(&x[range], w, problem, 0.5));
                     }
                 }
-                let mut scale = vec![0.5; grid.groups()];
-                choose_scale_lsq::<Float32>(&x, grid, w, problem, &mut scale).expect("finite");
+                let (mut scale, mut error) = (vec![0.5; grid.groups()], vec![0.0; grid.groups()]);
+                choose_scale_lsq::<Float32>(&x, grid, w, problem, &mut scale, &mut error)
+                    .expect("finite");
                 assert_eq!(scale, expected, "{context}, {grid:?}");
+                let (mut given, factors) = (scale.clone(), &[][..]);
+                let problem = Problem { factors, ..problem };
+                let mut again = vec![0.0; grid.groups()];
+                choose_scale_lsq::<Float32>(&x, grid, w, problem, &mut given, &mut again)
+                    .expect("finite");
+                assert_eq!((given, again), (scale, error), "{context}, {grid:?}");
             }
         }
     });

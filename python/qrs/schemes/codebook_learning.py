@@ -182,10 +182,11 @@ class Learner:
     ) -> Float32:
         """The scale search for a table."""
         factors = np.concatenate([factors, -factors])
-        return self.backend.choose_scale_lsq(
+        found, _ = self.backend.choose_scale_lsq(
             x, x.shape[1], weights, table[0], codebooks.thresholds(table[0]), factors, start,
             self.scale_dtype,
         )  # fmt: skip
+        return found
 
     def stored(self, scale: Float32) -> Float32:
         """Scales as they are stored."""

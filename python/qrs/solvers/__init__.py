@@ -113,13 +113,13 @@ def as_solver(solver: Any) -> Solver:
 def check_solver(solver: Any, scheme: Scheme | None = None) -> None:
     """Raise ArgValueError unless there is such a solver, and it fits the scheme.
 
-    >>> from qrs import NF4, Int
+    >>> from qrs import NF4, KMeans
     >>> check_solver("lsq", NF4())
-    >>> check_solver("lsq", Int(4, signed=False))
+    >>> check_solver("lsq", KMeans(4))
     Traceback (most recent call last):
     ...
-    qrs.errors.ArgValueError: solver: got 'lsq' for uint4, expected a symmetric integer scheme or \
-a codebook with scales
+    qrs.errors.ArgValueError: solver: got 'lsq' for kmeans4, expected an integer scheme or a \
+codebook with scales
     """
     chosen = as_solver(solver)
     if scheme is None:

@@ -161,8 +161,6 @@ def start(x: Any, scheme: Scheme, backend: Reference, importance: Any) -> QTenso
     """The scales and tables to round with: of least error weighted by `importance`."""
     if isinstance(scheme, Codebook) and scheme.is_learned:
         return scheme.quantize(x, backend, weights=importance)
-    if scheme.value_set() is None:
-        return scheme.quantize(x, backend)
     return lsq(x, scheme, backend, weights=importance)
 
 

@@ -17,9 +17,9 @@ from ..codebooks import LSQ_FACTORS
 from ..devices import library_of, moved
 from ..errors import bad
 from ..qtensor import QTensor
-from ..schemes import Codebook, Scheme
-from ..schemes.base import ValueSet
+from ..schemes import Codebook, Int, Scheme
 from ..schemes.layout import layout_of
+from . import affine_lsq
 
 
 def lsq(
@@ -33,11 +33,11 @@ def lsq(
 ) -> QTensor:
     """Quantize with the scales that the search finds; for no group worse than with min/max.
 
-    For symmetric integers and codebooks with scales. Scales may be negative where the levels are
-    not symmetric. Where scales are quantized themselves (`-dq`), that comes after the search, and
-    a group may get worse by it. Beside a negative scale zeros decode to -0.0. Sums of squares are
-    float32: groups of magnitudes whose squares, times `weights`, are beyond it (about 1e19, or
-    1e-19) keep what they have. Class A.
+    For integers and codebooks with scales; zero points are searched too. Scales may be negative
+    where the levels are not symmetric, beside zero points never. Where scales are quantized
+    themselves (`-dq`), that comes after the search, and a group may get worse by it. Beside a
+    negative scale zeros decode to -0.0. Sums of squares are float32: groups of magnitudes whose
+    squares, times `weights`, are beyond it (about 1e19, or 1e-19) keep what they have. Class A.
 
     >>> import numpy as np, qrs
     >>> w = np.random.default_rng(7).standard_normal((8, 1024), np.float32)
@@ -50,7 +50,10 @@ def lsq(
     for name, value in {"scale": scale, "zero_point": zero_point}.items():
         if value is not None:
             raise bad(name, "given beside solver='lsq', which finds scales", type(value), "None")
-    values = check_scheme(scheme)
+    check_scheme(scheme)
+    if isinstance(scheme, Int) and not scheme.symmetric:
+        return affine_lsq.quantize(x, scheme, backend, weights, out)
+    values = scheme.value_set()
     if values is None:
         return scheme.quantize(x, backend, out=out, weights=weights)
     start = scheme.quantize(x, backend)
@@ -67,19 +70,16 @@ def lsq(
     factors = LSQ_FACTORS if mirrored else np.concatenate([LSQ_FACTORS, -LSQ_FACTORS])
     library = library_of(x).__name__
     levels, thresholds, factors = (moved(part, library) for part in (*values, factors))
-    found = backend.choose_scale_lsq(
+    found, _ = backend.choose_scale_lsq(
         rows, layout.group_size, weights, levels, thresholds, factors, first_scale,
         scheme.scale_dtype if isinstance(scheme.scale_dtype, str) else "float32",
     )  # fmt: skip
     return scheme.quantize_with(x, backend, found, out)
 
 
-def check_scheme(scheme: Scheme) -> ValueSet | None:
-    """The levels of a scheme that the search fits, None where the scheme searches by itself."""
-    if isinstance(scheme, Codebook) and scheme.is_learned and scheme.scale_dtype is not None:
-        return None
-    values = scheme.value_set()
-    if values is None:
-        expected = "a symmetric integer scheme or a codebook with scales"
+def check_scheme(scheme: Scheme) -> None:
+    """Raise where the search does not fit a scheme; learned tables search by themselves."""
+    learned = isinstance(scheme, Codebook) and scheme.is_learned and scheme.scale_dtype is not None
+    if not isinstance(scheme, Int) and not learned and scheme.value_set() is None:
+        expected = "an integer scheme or a codebook with scales"
         raise bad("solver", f"got 'lsq' for {scheme}", "lsq", expected)
-    return values

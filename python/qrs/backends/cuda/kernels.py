@@ -283,15 +283,16 @@ class Kernels(Launcher):
     def choose_scale_lsq(
         self, x: Array, group_size: int, weights: Array | None, levels: Array, thresholds: Array,
         factors: Array, scale: Array, scale_dtype: str, faults: Faults,
-    ) -> Array:  # fmt: skip
+    ) -> tuple[Array, Array]:  # fmt: skip
         chosen = self.xp.empty(scale.shape, np.float32)
+        errors = self.xp.empty(scale.shape, np.float64)
         self.launch(
             "choose_scale_lsq", (_element(x.dtype), _levels(levels.size)), _LANES * scale.size,
             x, *x.shape, per_row(x.shape[1], group_size)[0], *_optional(weights, levels),
             levels, thresholds, np.int32(thresholds.size), factors, np.int32(factors.size),
-            scale, np.int32(SCALE_DTYPES[scale_dtype]), chosen, faults.words,
+            scale, np.int32(SCALE_DTYPES[scale_dtype]), chosen, errors, faults.words,
         )  # fmt: skip
-        return chosen
+        return chosen, errors
 
 
 def per_row(cols: int, group_size: int) -> tuple[int, int]:

@@ -86,7 +86,7 @@ __global__ void choose_scale_lsq(const typename T::Bits* x, i64 rows, i64 cols, 
                                  const float* weights, i32 weighted, const float* levels,
                                  const float* thresholds, i32 count, const float* factors,
                                  i32 trials, const float* scale, i32 scale_dtype, float* chosen,
-                                 u64* faults) {
+                                 double* errors, u64* faults) {
     __shared__ float level[LEVELS], limit[LEVELS];
     ScaleSearch<T, LEVELS> search;
     search.thresholds = Thresholds<LEVELS>::shared(limit, thresholds, count);
@@ -113,8 +113,11 @@ __global__ void choose_scale_lsq(const typename T::Bits* x, i64 rows, i64 cols, 
                 found, __fsub_rn(__fmul_rn(2.0f, moments[0]), __fmul_rn(found, moments[1])));
             if (gain > most && is_finite(__fmul_rn(found, reach))) best = found, most = gain;
         }
-        const bool better = search.error(best) < search.error(before);
-        if (search.team.lane == 0) chosen[group] = better ? best : before;
+        const double after = search.error(best), given = search.error(before);
+        if (search.team.lane == 0) {
+            chosen[group] = after < given ? best : before;
+            errors[group] = after < given ? after : given;
+        }
     }
     if (!finite) report(faults, kNonfinite);
 }

@@ -6,7 +6,7 @@ import numpy as np
 
 from ...constants import DTYPES
 from ..cuda.launch import Faults
-from ..reference import Array, Bytes, Codes, Float32
+from ..reference import Array, Bytes, Codes, Float32, Float64
 from .affine import packed_shape
 from .floats import FloatOperations
 
@@ -72,15 +72,15 @@ class CodebookOperations(FloatOperations):
         factors: Float32,
         scale: Float32,
         scale_dtype: str,
-    ) -> Float32:
+    ) -> tuple[Float32, Float64]:
         tables = {"levels": levels, "thresholds": thresholds, "factors": factors}
         with self._kernels.on_device_of(x=x, weights=weights, scale=scale, **tables):
             faults = Faults(self.xp)
-            chosen: Float32 = self._kernels.choose_scale_lsq(
+            chosen, errors = self._kernels.choose_scale_lsq(
                 x, group_size, weights, levels, thresholds, factors, scale, scale_dtype, faults
             )
             faults.check()
-        return chosen
+        return chosen, errors
 
     def quantize_codebook_packed(
         self,

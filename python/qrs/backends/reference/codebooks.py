@@ -6,7 +6,18 @@ import numpy as np
 
 from ...constants import DTYPES
 from ...errors import KernelFault
-from .arrays import Array, Bytes, Codes, Float32, into, lane_sums, raise_first, spread, widened
+from .arrays import (
+    Array,
+    Bytes,
+    Codes,
+    Float32,
+    Float64,
+    into,
+    lane_sums,
+    raise_first,
+    spread,
+    widened,
+)
 from .floats import FloatOperations
 
 SMALLEST_DIVISOR = np.float32(1e-38)
@@ -114,22 +125,24 @@ class CodebookOperations(FloatOperations):
         factors: Float32,
         scale: Float32,
         scale_dtype: str,
-    ) -> Float32:
-        """The scale search: scales with less squared error than `scale`, where there are. Class A.
+    ) -> tuple[Float32, Float64]:
+        """The scale search: scales with less squared error than `scale`, where there are, and the
+        error of each group. Class A.
 
         One table for all: `levels` (k,) ascend. For each factor, the scale that makes the largest
         magnitude of the group the largest level, times the factor, starts two rounds of least
         squares: levels L nearest to x / s, then s = sum(w x L) / sum(w L L). Rounded to its dtype,
         a scale gains s (2 sum(w x L) - s sum(w L L)) over zeros; the first of the largest gains
         is taken, if with it sum(w (x - s L)^2), in float64, is less than with `scale`. All other
-        sums are float32, and all follow rule 6. `weights` (rows, cols) are 0 or more.
+        sums are float32, and all follow rule 6. `weights` (rows, cols) are 0 or more. Without
+        factors it is `scale`, and its error.
 
         >>> from qrs.backends.reference import Reference
         >>> x = np.array([[1.0, 1.0, 1.0, 1.4]], np.float32)
         >>> levels = np.array([-1.0, 0.0, 1.0], np.float32)
         >>> limits, start = np.array([-0.5, 0.5], np.float32), np.array([[1.4]], np.float32)
         >>> Reference().choose_scale_lsq(
-        ...     x, 4, None, levels, limits, np.float32([1]), start, "float32").tolist()
+        ...     x, 4, None, levels, limits, np.float32([1]), start, "float32")[0].tolist()
         [[1.100000023841858]]
         """
         values = _grouped(widened(x), group_size)
@@ -145,8 +158,8 @@ class CodebookOperations(FloatOperations):
                 found, gain = search.refined(base * factor)
                 better = (gain > most) & np.isfinite(found * np.abs(levels).max())
                 best, most = np.where(better, found, best), np.where(better, gain, most)
-            least: Float32 = np.where(search.error(best) < search.error(scale), best, scale)
-            return least
+            before, after = search.error(scale), search.error(best)
+            return np.where(after < before, best, scale), np.where(after < before, after, before)
 
     # Fused operations. A backend that can do them in one pass over memory overrides them.
 

@@ -246,7 +246,7 @@ class Rust(Solving):
         factors: Float32,
         scale: Float32,
         scale_dtype: str,
-    ) -> Float32:
+    ) -> tuple[Float32, Float64]:
         table = row(levels), row(thresholds), row(factors)
         return _qrs.choose_scale_lsq(*raw(x), group_size, weights, *table, scale, scale_dtype)
 
