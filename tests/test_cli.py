@@ -71,8 +71,10 @@ def test_a_solver_is_asked_and_named(tmp_path: Path) -> None:
     document = json.loads(run("quantize", model, "--dry-run", *options, "--json").stdout)
     assert document["solver"] == "lsq"
     # What it does not fit is known before anything runs, and with it the tensor.
-    result = run("quantize", model, "-o", tmp_path / "x", *options[2:], "--scheme", "uint4", code=2)
-    assert "tensor 'layer.0.double.weight': solver: got 'lsq' for uint4" in result.stderr
+    result = run(
+        "quantize", model, "-o", tmp_path / "x", *options[2:], "--scheme", "kmeans4", code=2
+    )
+    assert "tensor 'layer.0.double.weight': solver: got 'lsq' for kmeans4" in result.stderr
     result = run("quantize", tmp_path / "missing", "--dry-run", "--solver", "best", code=2)
     assert "solver: got 'best', expected one of: minmax, lsq" in result.stderr
 

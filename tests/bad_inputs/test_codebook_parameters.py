@@ -203,7 +203,7 @@ def test_weights_that_nobody_uses(scheme):
     assert "do not depend" in refused(qrs.quantize, X, scheme, weights=np.ones(64), arg="weights")
 
 
-@pytest.mark.parametrize("scheme", ["uint4", "int4-g16-asym", "e4m3", "mxfp4", "kmeans4"])
+@pytest.mark.parametrize("scheme", ["e4m3", "mxfp4", "kmeans4"])
 def test_schemes_that_the_scale_search_does_not_fit(scheme):
     refused(qrs.quantize, X, scheme, solver="lsq", arg="solver")
 

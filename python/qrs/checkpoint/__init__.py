@@ -13,17 +13,21 @@
 False
 """
 
+from . import budget
+from .budget import Budget, Choice, plan_bits
 from .contents import Contents, Stored, inspect_checkpoint
+from .decode import dequantize_checkpoint
 from .distribution import Histogram, Spread, Statistics
+from .known import KnownStatistics
 from .look import CodebookUse, Look, look_at, look_into
 from .output import Output, output_path
 from .plan import Plan, TensorPlan, make_plan
+from .recipe import Recipe, Rule
 from .report import ErrorSums, Report, TensorReport
 from .selection import Selection
 from .source import Checkpoint, open_checkpoint
 from .stream import (
     Progress,
-    dequantize_checkpoint,
     plan_checkpoint,
     plan_of,
     quantize_checkpoint,
@@ -32,22 +36,28 @@ from .stream import (
 from .subject import subject_of
 
 __all__ = [
+    "Budget",
     "Checkpoint",
+    "Choice",
     "CodebookUse",
     "Contents",
     "ErrorSums",
     "Histogram",
+    "KnownStatistics",
     "Look",
     "Output",
     "Plan",
     "Progress",
+    "Recipe",
     "Report",
+    "Rule",
     "Selection",
     "Spread",
     "Statistics",
     "Stored",
     "TensorPlan",
     "TensorReport",
+    "budget",
     "dequantize_checkpoint",
     "inspect_checkpoint",
     "look_at",
@@ -55,6 +65,7 @@ __all__ = [
     "make_plan",
     "open_checkpoint",
     "output_path",
+    "plan_bits",
     "plan_checkpoint",
     "plan_of",
     "quantize_checkpoint",

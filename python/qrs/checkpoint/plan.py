@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from .. import backends
-from ..errors import ArgValueError
+from ..errors import ArgValueError, bad
 from ..formats.header import TensorInfo
 from ..formats.header import nbytes as file_nbytes
 from ..formats.qrs_file import Entry, FileLayout, check_names
@@ -24,6 +24,9 @@ from ..granularity import PerAxis, PerGroup, PerTensor
 from ..schemes import Codebook, Scheme, as_scheme
 from ..schemes.codebook_learning import SAMPLE
 from ..solvers import check_solver
+from .known import KnownStatistics, as_known, layer_for, missing, needs_statistics
+from .recipe import KEEP as KEEP_SCHEME
+from .recipe import Recipe, Rule
 from .selection import EMBEDDING, KEEP, Selection, source_dtype
 
 MIB = 1 << 20
@@ -42,6 +45,12 @@ KMEANS_BYTES = 64
 
 TABLE_BYTES = 32
 """What learning a table beside scales or outliers holds per value: copies, products, codes."""
+
+MOMENTS_BYTES = 48
+"""What solvers hold per pair of inputs: float64 moments as given, in order, damped, factorized."""
+
+SOLVING_BYTES = 40
+"""What they hold per weight: float32 copies, errors in float64, codes."""
 
 Shape = tuple[int, ...]
 
@@ -63,6 +72,9 @@ class TensorPlan:
     nbytes_after: int
     reason: str
     fallback: str = ""
+    solver: str = "minmax"
+    layer: str = ""
+    """Whose statistics it is quantized with, if with any."""
 
     @property
     def size(self) -> int:
@@ -71,8 +83,12 @@ class TensorPlan:
 
     @property
     def is_rowwise(self) -> bool:
-        """Whether rows of the leading axis have scales of their own: blocks give the same bits."""
-        return self.scheme is not None and self.scheme.is_rowwise(len(self.shape))
+        """Whether rows of the leading axis have scales of their own: blocks give the same bits.
+
+        Not so where moments are factorized, which is done once for all rows.
+        """
+        by_rows = self.scheme is not None and self.scheme.is_rowwise(len(self.shape))
+        return by_rows and not needs_statistics(self.solver)
 
     def working_bytes(self, backend: str) -> int:
         """What is held at once while this tensor is quantized, beside blocks of some MiB."""
@@ -80,7 +96,7 @@ class TensorPlan:
             return 0
         rows = self.shape[0]
         at_once = min(8, rows) if self.is_rowwise else rows
-        learning = self._learning_bytes()
+        learning = self._learning_bytes() + self._solving_bytes()
         if backend == "reference":
             of_all = 2 * self.nbytes + REFERENCE_BYTES * self.size
             return self.nbytes_after + at_once * of_all // rows + learning
@@ -90,6 +106,13 @@ class TensorPlan:
         copies = 1 + isinstance(self.scheme.granularity, PerAxis)
         as_float32 = self.size * 4 if self.dtype == "F64" else 0
         return copies * (self.nbytes + self.nbytes_after) + as_float32 + learning
+
+    def _solving_bytes(self) -> int:
+        """What is held while codes are chosen by second moments: these, and copies of both."""
+        if not needs_statistics(self.solver):
+            return 0
+        inputs = self.size // self.shape[0]
+        return MOMENTS_BYTES * inputs**2 + SOLVING_BYTES * self.size
 
     @property
     def is_learned(self) -> bool:
@@ -138,6 +161,7 @@ class Plan:
     tensors: tuple[TensorPlan, ...]
     backend: str = "rust"
     solver: str = "minmax"
+    statistics: KnownStatistics | None = field(default=None, compare=False, repr=False)
 
     @property
     def quantized(self) -> tuple[TensorPlan, ...]:
@@ -178,7 +202,11 @@ class Plan:
         The reference backend makes several copies of a tensor where a scale spans rows, and k-means
         needs a multiple of what it works on at once.
         """
-        of_these = (t for t in self.tensors if self.backend == "reference" or t.is_learned)
+
+        def takes_more(t: TensorPlan) -> bool:
+            return self.backend == "reference" or t.is_learned or needs_statistics(t.solver)
+
+        of_these = (t for t in self.tensors if takes_more(t))
         held = max((t.working_bytes(self.backend) for t in of_these), default=0)
         return max(self.streaming_bound, held + 256 * MIB)
 
@@ -220,6 +248,8 @@ def make_plan(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     solver: str = "minmax",
+    statistics: Any = None,
+    recipe: Recipe | None = None,
     backend: str | None = None,
 ) -> Plan:
     """Decide for each tensor.
@@ -231,17 +261,23 @@ def make_plan(
     embeddings : a scheme for the embeddings, which stay as they are without it. "int8" and its
         kin, which would be one scale for the whole table, mean one scale per row here.
     include, exclude : name patterns, see `qrs.checkpoint.selection`.
-    solver : how scales will be chosen, as in `qrs.quantize`.
+    solver : how scales and codes will be chosen, as in `qrs.quantize`.
+    statistics : of the inputs of layers: a file of `qrs calibrate --hessian`, a `Calibration`, or a
+        mapping; the tensor `fc.weight` takes those of layer `fc`.
+    recipe : schemes and solvers by tensor; what it says comes before `scheme` and `solver`.
     backend : who will compute, as in `qrs.quantize`; only the memory depends on it.
 
     Raises `ArgValueError` for a pattern that matches nothing, for a scheme that does not fit a
-    tensor or the solver, and for stored names that would collide; `DeviceError` for a backend that
-    is missing.
+    tensor or the solver, for statistics that are missing or have another size, and for stored
+    names that would collide; `DeviceError` for a backend that is missing.
     """
     check_solver(solver)
+    known = as_known(statistics)
     tensors = list(tensors)
     rule = Selection(tuple(include), tuple(exclude))
     rule.check((t.name, t.dtype, t.shape) for t in tensors)
+    if recipe is not None:
+        recipe.check(t.name for t in tensors)
     computing = backends.resolve(backend).name
     weights = as_scheme(scheme)
     asked = None if embeddings is None else as_scheme(embeddings)
@@ -254,13 +290,23 @@ def make_plan(
         kind, reason = rule.choose(t.name, t.dtype, t.shape)
         chosen = {KEEP: None, EMBEDDING: for_embeddings}.get(kind, weights)
         reason += each_row if kind == EMBEDDING else ""
-        plans.append(plan_tensor(t, chosen, reason, solver))
+        if recipe is not None and kind != KEEP:
+            said = recipe.rule(t.name)
+            chosen, reason = (as_said(said, chosen), f"{reason}: by the recipe")
+            plans.append(plan_tensor(t, chosen, reason, said.solver or solver, known))
+            continue
+        plans.append(plan_tensor(t, chosen, reason, solver, known))
+    check_statistics(plans, known)
     check_names((t.name for t in tensors), [t.name for t in plans if t.scheme])
-    return Plan(tuple(plans), computing, solver)
+    return Plan(tuple(plans), computing, solver, known)
 
 
 def plan_tensor(
-    t: TensorInfo, scheme: Scheme | None, reason: str, solver: str = "minmax"
+    t: TensorInfo,
+    scheme: Scheme | None,
+    reason: str,
+    solver: str = "minmax",
+    known: KnownStatistics | None = None,
 ) -> TensorPlan:
     """The plan of one tensor with this scheme, or without one."""
     shape = tuple(t.shape)
@@ -269,6 +315,7 @@ def plan_tensor(
     try:
         check_solver(solver, scheme)
         scheme, fallback = fit(scheme, shape)
+        layer = layer_for(known, t.name, shape)
         parts = Entry(scheme, shape, source_dtype(t.dtype)).layout(t.name)
     except ArgValueError as error:
         message = f"tensor {quote(t.name)}: {error}"
@@ -276,7 +323,28 @@ def plan_tensor(
             message, arg=error.arg, value=error.value, expected=error.expected
         ) from None
     nbytes_after = sum(file_nbytes(dtype, part) for _, dtype, part in parts)
-    return TensorPlan(t.name, t.dtype, shape, t.nbytes, scheme, nbytes_after, reason, fallback)
+    return TensorPlan(
+        t.name, t.dtype, shape, t.nbytes, scheme, nbytes_after, reason, fallback, solver, layer
+    )
+
+
+def as_said(rule: Rule, otherwise: Scheme | None) -> Scheme | None:
+    """The scheme of a recipe's rule, None to keep the tensor."""
+    if rule.scheme is None:
+        return otherwise
+    return None if rule.scheme == KEEP_SCHEME else as_scheme(rule.scheme)
+
+
+def check_statistics(plans: Sequence[TensorPlan], known: KnownStatistics | None) -> None:
+    """Raise where a solver lacks statistics, and where there are some that nobody takes."""
+    quantized = [t for t in plans if t.scheme is not None]
+    lacking = [t for t in quantized if needs_statistics(t.solver) and not t.layer]
+    if lacking:
+        raise missing([t.name for t in lacking], lacking[0].solver)
+    if known is not None and quantized and not any(t.layer for t in quantized):
+        found = f"{len(known.layers)} layers, of which no tensor takes any"
+        expected = "the layers of this model, and a solver that looks at them"
+        raise bad("statistics", found, known.layers[:8], expected)
 
 
 def fit(scheme: Scheme, shape: Shape) -> tuple[Scheme, str]:

@@ -14,8 +14,13 @@ from numpy.typing import NDArray
 
 from ..constants import DTYPES
 from ..metrics import ratio_db
+from ..solvers.hessian import quadratic_form
+from ..statistics import Statistics
 from .plan import Plan, TensorPlan, finite
 from .selection import source_dtype
+
+RATE_DB = 6.0206
+"""What a bit more is worth: 20 log10(2)."""
 
 PIECE = 1 << 18
 """Elements that are compared at once: their float64 copies stay in the cache."""
@@ -36,6 +41,13 @@ class ErrorSums:
     max_abs_error: float = 0.0
     peak: float = 0.0
     """The largest magnitude that is read back."""
+    size: int = 0
+    largest: float = 0.0
+    """The largest magnitude of the source."""
+    output: float | None = None
+    """tr(E H E^T), where second moments H of the inputs are known."""
+    output_signal: float = 0.0
+    """tr(W H W^T)."""
 
     def add(self, x: NDArray[Any], x_hat: NDArray[Any]) -> None:
         """Count in a block: the source `x` and what is read back, of the same size."""
@@ -49,6 +61,16 @@ class ErrorSums:
             self.noise += float(np.einsum("i,i->", error, error))
             self.max_abs_error = max(self.max_abs_error, float(np.abs(error, out=error).max()))
             self.peak = max(self.peak, float(np.abs(read_back, out=read_back).max()))
+            self.largest = max(self.largest, float(np.abs(piece, out=piece).max()))
+            self.size += piece.size
+
+    def add_output(self, x: NDArray[Any], x_hat: NDArray[Any], known: Statistics) -> None:
+        """Count in what rows (n, inputs...) of a weight leave in the output of their layer."""
+        assert known.hessian is not None
+        w = x.reshape(len(x), -1).astype(np.float64)
+        self.output_signal += quadratic_form(w, known.hessian)
+        error = quadratic_form(w - x_hat.reshape(w.shape), known.hessian)
+        self.output = error + (self.output or 0.0)
 
     def __add__(self, other: ErrorSums) -> ErrorSums:
         return ErrorSums(
@@ -56,7 +78,22 @@ class ErrorSums:
             self.noise + other.noise,
             max(self.max_abs_error, other.max_abs_error),
             max(self.peak, other.peak),
+            self.size + other.size,
+            max(self.largest, other.largest),
         )
+
+    @property
+    def output_error(self) -> float | None:
+        """tr(E H E^T) / tr(W H W^T): what is lost in the output; None where nothing is known."""
+        if self.output is None or not self.output_signal:
+            return None
+        return self.output / self.output_signal
+
+    @property
+    def outlier_ratio(self) -> float:
+        """The largest magnitude of the source over its root mean square; 0 where that is."""
+        rms = (self.signal / self.size) ** 0.5 if self.size else 0.0
+        return self.largest / rms if rms else 0.0
 
     @property
     def sqnr_db(self) -> float:
@@ -71,6 +108,24 @@ class TensorReport:
     plan: TensorPlan
     errors: ErrorSums
     seconds: float
+    info: dict[str, Any] = field(default_factory=dict)
+    """What the solver said: the damping that it took, inputs that were always 0, tokens."""
+
+    @property
+    def gap_db(self) -> float:
+        """How far the SQNR is from what a Gaussian source allows at these bits, 6.02 dB each.
+
+        Below 0 where the values are no Gaussian's and that is made use of.
+        """
+        return RATE_DB * self.bits_per_weight - self.errors.sqnr_db
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a user should know."""
+        tokens, inputs = self.info.get("tokens"), self.info.get("inputs")
+        if tokens is None or inputs is None or tokens >= inputs:
+            return []
+        return [f"{tokens} tokens for {inputs} inputs of layer {self.plan.layer}"]
 
     @property
     def bits_per_weight(self) -> float:
@@ -94,6 +149,12 @@ class TensorReport:
             "fallback": self.plan.fallback,
             "sqnr_db": finite(self.errors.sqnr_db),
             "max_abs_error": self.errors.max_abs_error,
+            "output_error": self.errors.output_error,
+            "gap_db": finite(self.gap_db),
+            "outlier_ratio": self.errors.outlier_ratio,
+            "solver": self.plan.solver,
+            "info": self.info,
+            "warnings": self.warnings,
             "bits_per_weight": self.bits_per_weight,
             "overflows": self.overflows,
             "seconds": self.seconds,

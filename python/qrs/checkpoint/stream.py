@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import api, backends
-from ..arrays import as_kernel_float, float_dtype_name
-from ..constants import DTYPES
+from ..arrays import as_kernel_float
 from ..devices import moved, on_host
-from ..errors import ArgTypeError, ArgValueError, QrsError, QrsMemoryError, bad
-from ..formats.header import dtype_name
+from ..errors import ArgValueError, QrsError
 from ..formats.header import nbytes as file_nbytes
 from ..formats.qrs_file import Entry, FileLayout, QrsFile, qrs_metadata
 from ..formats.safetensors import Writer
 from ..formats.strict_json import quote
 from ..qtensor import QTensor
 from ..schemes import Scheme
+from ..statistics import Statistics
+from .known import takes_statistics
 from .output import Output, output_path
 from .plan import BLOCK_BYTES, Plan, TensorPlan, make_plan
+from .recipe import Recipe
 from .report import ErrorSums, Report, TensorReport
 from .source import Checkpoint, Shard, open_checkpoint
 
 Array = NDArray[Any]
+SOLVED = ("damping", "dead_inputs", "polish_rounds", "underflow_groups")
+"""What is reported of `QTensor.info`."""
 PathLike = str | os.PathLike[str]
 Progress = Callable[[str, int], None]
 """Called as `progress(tensor name, bytes)` with the bytes of the file that is read which were done
@@ -56,6 +59,8 @@ def plan_checkpoint(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     solver: str = "minmax",
+    statistics: Any = None,
+    recipe: Recipe | None = None,
     backend: str | None = None,
 ) -> Plan:
     """What `quantize_checkpoint` would do, from headers alone; see `qrs.checkpoint.make_plan`.
@@ -63,8 +68,10 @@ def plan_checkpoint(
     `model` is a folder, a .safetensors file, or an index. Raises FormatError, StorageError,
     DeviceError, and ArgValueError for options that do not fit the model.
     """
-    options = {"include": include, "exclude": exclude, "solver": solver, "backend": backend}
-    return plan_of(open_checkpoint(model), scheme, embeddings=embeddings, **options)
+    options: dict[str, Any] = {"include": include, "exclude": exclude}
+    options |= {"solver": solver, "backend": backend}
+    options |= {"statistics": statistics, "recipe": recipe, "embeddings": embeddings}
+    return plan_of(open_checkpoint(model), scheme, **options)
 
 
 def plan_of(source: Checkpoint, scheme: Scheme | str, **options: Any) -> Plan:
@@ -82,6 +89,8 @@ def quantize_checkpoint(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     solver: str = "minmax",
+    statistics: Any = None,
+    recipe: Recipe | None = None,
     overwrite: bool = False,
     backend: str | None = None,
     progress: Progress | None = None,
@@ -92,8 +101,8 @@ def quantize_checkpoint(
     ----------
     model : a folder, a .safetensors file, or a model.safetensors.index.json.
     output : a folder to make, or one file if it ends in .safetensors; see `qrs.checkpoint.output`.
-    scheme, embeddings, include, exclude, solver : what happens to which tensor, see
-        `qrs.checkpoint.make_plan`.
+    scheme, embeddings, include, exclude, solver, statistics, recipe : what happens to which
+        tensor, see `qrs.checkpoint.make_plan`.
     overwrite : replace what is at `output`.
     backend : as in `qrs.quantize`; the files written are the same bytes with each.
     progress : see `Progress`.
@@ -102,8 +111,10 @@ def quantize_checkpoint(
     FormatError, StorageError, QrsMemoryError. After an error `output` is what it was.
     """
     source = open_checkpoint(model)
-    options = {"include": include, "exclude": exclude, "solver": solver, "backend": backend}
-    plan = plan_of(source, scheme, embeddings=embeddings, **options)
+    options: dict[str, Any] = {"include": include, "exclude": exclude}
+    options |= {"solver": solver, "backend": backend}
+    options |= {"statistics": statistics, "recipe": recipe, "embeddings": embeddings}
+    plan = plan_of(source, scheme, **options)
     return run_plan(source, plan, Output(source, output_path(output), overwrite), progress)
 
 
@@ -142,19 +153,26 @@ def quantize_tensor(
     started = time.perf_counter()
     errors = ErrorSums()
     pieces: dict[str, list[Array]] = {}  # each part as the blocks give it
-    for x, qt in quantized_blocks(file, t, plan.solver, plan.backend):
+    known = plan.statistics.of(t.layer) if plan.statistics is not None and t.layer else None
+    info: dict[str, Any] = {}
+    for x, qt in quantized_blocks(file, t, plan.backend, known):
         for leaf, array in qt.to("numpy").leaves():
             pieces.setdefault(leaf, []).append(array)
         add_errors(errors, x, qt, plan.backend)
+        info |= {key: part for key, part in qt.info.items() if key in SOLVED}
+        if known is not None and known.hessian is not None:
+            errors.add_output(x, on_host(qt.dequantize(backend=plan.backend)), known)
         if progress is not None:
             progress(t.name, x.nbytes)
     for leaf, arrays in pieces.items():
         writer.write_chunks(f"{t.name}.{leaf}", map(as_bytes, arrays))
-    return TensorReport(t, errors, time.perf_counter() - started)
+    if known is not None:
+        info |= {"tokens": known.n_tokens, "inputs": known.features}
+    return TensorReport(t, errors, time.perf_counter() - started, info)
 
 
 def quantized_blocks(
-    file: QrsFile, t: TensorPlan, solver: str, backend: str
+    file: QrsFile, t: TensorPlan, backend: str, statistics: Statistics | None = None
 ) -> Iterator[tuple[Array, QTensor]]:
     """A tensor as it is and quantized: blocks of rows, or all of it where scales span rows.
 
@@ -165,9 +183,9 @@ def quantized_blocks(
     for rows in row_blocks(t.shape, 8) if t.is_rowwise else [slice(0, t.shape[0])]:
         x = file.read_rows(t.name, rows.start, rows.stop)
         try:
-            qt = api.quantize(sent(x, backend), t.scheme, solver=solver, backend=backend)
+            qt = quantized(x, t, backend, statistics)
         except ArgValueError as error:
-            raise explain(file, t, error, solver, backend) from None
+            raise explain(file, t, error, backend, statistics) from None
         yield x, qt
 
 
@@ -183,99 +201,24 @@ def sent(x: Array, backend: str) -> Array:
     return x if library == "numpy" else moved(as_kernel_float(x), library)
 
 
-def explain(file: QrsFile, t: TensorPlan, error: QrsError, solver: str, backend: str) -> QrsError:
-    """The error of the whole tensor: one of a block of rows has neither its indices nor counts."""
+def quantized(x: Array, t: TensorPlan, backend: str, statistics: Statistics | None) -> QTensor:
+    """Rows of a tensor, or all of it, as its plan says."""
     assert t.scheme is not None
+    taken = statistics if takes_statistics(t.scheme, t.solver) else None
+    return api.quantize(
+        sent(x, backend), t.scheme, solver=t.solver, statistics=taken, backend=backend
+    )
+
+
+def explain(
+    file: QrsFile, t: TensorPlan, error: QrsError, backend: str, statistics: Statistics | None
+) -> QrsError:
+    """The error of the whole tensor: one of a block of rows has neither its indices nor counts."""
     try:
-        api.quantize(sent(file.read(t.name), backend), t.scheme, solver=solver, backend=backend)
+        quantized(file.read(t.name), t, backend, statistics)
     except QrsError as whole:
         error = whole
-    return _of_tensor(error, t.name)
-
-
-def dequantize_checkpoint(
-    model: PathLike,
-    output: PathLike,
-    *,
-    dtype: str | None = None,
-    overwrite: bool = False,
-    backend: str | None = None,
-    progress: Progress | None = None,
-) -> dict[str, str]:
-    """Decode what `quantize_checkpoint` wrote: the original names, shapes, dtypes and metadata.
-
-    `dtype` is for the quantized tensors, by default what each had before; the others stay as they
-    are. Parameters and errors otherwise as in `quantize_checkpoint`. Returns the dtype of each
-    tensor that was decoded. A value that overflows the dtype is an error that names the tensor.
-    """
-    source = open_checkpoint(model)
-    if not source.is_quantized:
-        found = f"{source.path} holds no quantized tensors"
-        raise bad("model", found, str(source.path), "a checkpoint that qrs quantized")
-    computing = backends.resolve(backend).name  # a missing one is known before any work
-    wanted = None if dtype is None else float_dtype_name(dtype)
-    entries = {name: entry for shard in source.shards for name, entry in shard.quantized.items()}
-    decoded = {name: wanted or entry.dtype for name, entry in entries.items()}
-
-    def write(file: QrsFile, name: str, writer: Writer) -> None:
-        if name in decoded:
-            decode_tensor(file, name, writer, decoded[name], computing, progress)
-        else:
-            copy_tensor(file, name, writer, progress)
-
-    write_checkpoint(
-        source,
-        Output(source, output_path(output), overwrite),
-        lambda shard: (decoded_layout(shard, decoded), {}),
-        write,
-    )
-    return decoded
-
-
-def decoded_layout(shard: Shard, dtypes: Mapping[str, str]) -> FileLayout:
-    """Every tensor of a shard once the quantized ones are arrays of these dtypes."""
-    layout: FileLayout = []
-    for name in shard.names:
-        if name in shard.quantized:
-            stored = dtype_name(DTYPES[dtypes[name]])
-            layout.append((name, stored, shard.quantized[name].shape))
-        else:
-            info = shard.tensors[name]
-            layout.append((name, info.dtype, info.shape))
-    return layout
-
-
-def decode_tensor(
-    file: QrsFile,
-    name: str,
-    writer: Writer,
-    dtype: str,
-    backend: str,
-    progress: Progress | None,
-) -> None:
-    """Write a quantized tensor of `file` as an array of `dtype`."""
-
-    def values(part: QTensor) -> Array:
-        library = backends.get(backend).library
-        if library == "numpy":
-            return part.dequantize(dtype, backend=backend)
-        there = "float32" if dtype == "float64" else dtype  # float32 holds every decoded value
-        x_hat = on_host(part.to(library).dequantize(there, backend=backend))
-        return x_hat.astype(DTYPES[dtype], copy=False)
-
-    def decoded(part: QTensor) -> Array:
-        try:
-            return as_bytes(values(part))
-        except ArgValueError:
-            values(whole(file, name))  # fails with its own indices
-            raise
-
-    try:
-        writer.write_chunks(name, map(decoded, stored_blocks(file, name)))
-    except (ArgTypeError, ArgValueError, QrsMemoryError) as error:
-        raise _of_tensor(error, name) from error
-    if progress is not None:
-        progress(name, sum(info.nbytes for info in file.leaves(name).values()))
+    return of_tensor(error, t.name)
 
 
 def whole(file: QrsFile, name: str) -> QTensor:
@@ -376,7 +319,7 @@ def as_bytes(array: Array) -> Array:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def _of_tensor(error: QrsError, name: str) -> QrsError:
+def of_tensor(error: QrsError, name: str) -> QrsError:
     """The same error with the tensor in front: "x" means nothing to who quantizes a file."""
     message = f"tensor {quote(name)}: {str(error).removeprefix('x: ')}"
     where: dict[str, Any] = {"arg": error.arg, "value": error.value, "expected": error.expected}

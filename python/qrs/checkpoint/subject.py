@@ -145,7 +145,7 @@ class Values:
         assert plan.entry is not None
         scheme, dtype, backend = plan.entry.scheme, plan.entry.dtype, backends.resolve(None).name
         pieces: dict[str, list[Array]] = {}
-        for x, qt in quantized_blocks(self.file, plan, self.subject.solver, backend):
+        for x, qt in quantized_blocks(self.file, plan, backend):
             add_errors(errors, x, qt, backend)
             for leaf, array in qt.to("numpy").leaves():
                 pieces.setdefault(leaf, []).append(as_bytes(array))

@@ -21,6 +21,7 @@ from .calibrate import calibrate
 from .escape import escaped
 from .histogram import chart_width
 from .look import show_look
+from .plan import Statistics, plan
 from .progress import progress
 from .show import show_contents, show_facts, show_fallbacks, show_json, show_plan, show_report
 
@@ -61,7 +62,7 @@ Solver = Annotated[
     str | None,
     typer.Option(
         metavar="SOLVER",
-        help=f"How scales are chosen: {', '.join(SOLVERS)}. Default: minmax, their range.",
+        help=f"How codes are chosen: {', '.join(SOLVERS)}. Default: minmax, their range.",
         show_default=False,
     ),
 ]
@@ -116,6 +117,15 @@ def quantize(
         ),
     ] = None,
     solver: Solver = None,
+    stats: Statistics = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE",
+            help="A .json file of `qrs plan`, or your own: schemes and solvers by tensor.",
+            show_default=False,
+        ),
+    ] = None,
     backend: Backend = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan; compute and write nothing.")
@@ -137,20 +147,22 @@ def quantize(
         path = None if output is None else checkpoint.output_path(output)
     source = checkpoint.open_checkpoint(model)
     source.check_plain()
+    said = None if recipe is None else checkpoint.Recipe.load(recipe)
+    known = None if stats is None else checkpoint.KnownStatistics(stats)
     with usage():
-        options = {"include": include, "exclude": exclude, "backend": backend}
-        options["solver"] = solver or "minmax"
-        plan = checkpoint.plan_of(source, scheme, embeddings=embeddings, **options)
+        options: dict[str, Any] = {"include": include, "exclude": exclude, "backend": backend}
+        options |= {"solver": solver or "minmax", "statistics": known, "recipe": said}
+        planned = checkpoint.plan_of(source, scheme, embeddings=embeddings, **options)
     destination = None if path is None else checkpoint.Output(source, path, overwrite)
     if destination is not None:
-        destination.check(plan.nbytes_after)
+        destination.check(planned.nbytes_after)
     if dry_run or destination is None:
-        show_json(plan.to_dict()) if json else show_plan(plan)
+        show_json(planned.to_dict()) if json else show_plan(planned)
         return
     if not json:
-        show_fallbacks(plan, sys.stderr)
-    with progress("quantizing", plan.nbytes, quiet=json) as step:
-        report = checkpoint.run_plan(source, plan, destination, step)
+        show_fallbacks(planned, sys.stderr)
+    with progress("quantizing", planned.nbytes, quiet=json) as step:
+        report = checkpoint.run_plan(source, planned, destination, step)
     show_json(report.to_dict()) if json else show_report(report)
 
 
@@ -252,6 +264,7 @@ def inspect(
 app.command(cls=Command, context_settings={"ignore_unknown_options": True})(bits)
 
 app.command(cls=Command)(calibrate)
+app.command(cls=Command)(plan)
 
 
 @app.command(cls=Command)

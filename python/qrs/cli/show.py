@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..checkpoint import Contents, Plan, Report, TensorPlan
+from ..solvers import GPTQ
 from .escape import escaped
 from .table import LEFT, RIGHT, show_table
+
+USUAL_DAMPING = GPTQ().damping
 
 
 def show_json(document: Any) -> None:
@@ -93,6 +96,8 @@ def show_report(report: Report) -> None:
         ("shape", LEFT),
         ("scheme", LEFT),
         ("SQNR dB", RIGHT),
+        ("gap dB", RIGHT),
+        ("output lost", RIGHT),
         ("max abs error", RIGHT),
         ("bits/weight", RIGHT),
         ("seconds", RIGHT),
@@ -103,6 +108,8 @@ def show_report(report: Report) -> None:
             shape(t.plan.shape),
             str(t.plan.scheme),
             f"{t.errors.sqnr_db:.2f}",
+            f"{t.gap_db:.2f}",
+            "-" if t.errors.output_error is None else f"{t.errors.output_error:.2e}",
             f"{t.errors.max_abs_error:.3g}",
             f"{t.bits_per_weight:.3f}",
             f"{t.seconds:.3f}",
@@ -114,17 +121,24 @@ def show_report(report: Report) -> None:
         f"{sum(t.plan.size for t in report.tensors) / 1e6:.1f} M",
         "",
         f"{report.errors.sqnr_db:.2f}" if rows else "-",
+        "",
+        "",
         f"{report.errors.max_abs_error:.3g}",
         f"{report.plan.bits_per_weight:.3f}" if rows else "-",
         f"{report.seconds:.3f}",
     )
-    optional = ["SQNR dB", "scheme", "bits/weight", "shape", "max abs error", "seconds"]
+    optional = ["SQNR dB", "scheme", "bits/weight", "output lost", "shape", "max abs error"]
+    optional += ["gap dB", "seconds"]
     show_left_out(show_table(columns, rows, total, optional))
     print(size_line(report.plan))
     for t in report.tensors:
         if t.overflows:
             name = escaped(t.plan.name)
             print(f"{name}: some values decode beyond {t.plan.dtype}; dequantize with --dtype")
+        for warning in t.warnings:
+            print(f"warning: {escaped(t.plan.name)}: {escaped(warning)}")
+        if t.info.get("damping", USUAL_DAMPING) != USUAL_DAMPING:
+            print(f"{escaped(t.plan.name)}: took a damping of {t.info['damping']}")
     if report.skipped:
         print(f"not carried along: {', '.join(map(escaped, report.skipped))}")
     print(f"wrote {escaped(report.output)}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,8 @@ class GPTQ:
     >>> str(GPTQ(act_order="group", polish=2)), GPTQ.parse("gptq-polish3").polish
     ('gptq-group-polish2', 3)
     """
+
+    needs_statistics: ClassVar[bool] = True
 
     damping: float = 0.01
     act_order: bool | str = True
