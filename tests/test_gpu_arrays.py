@@ -103,8 +103,11 @@ def test_parameters_known_beforehand(scheme: str) -> None:
         qrs.quantize(there, scheme, **{**parameters, "scale": fake_cupy.asarray(bad)})
 
 
-@pytest.mark.parametrize("scheme", ["int4-g16-full-f16", "int8-axis1", "nf4-g16", "nf4-g16-dq",
-                                    "int4-g16-asym-f16", "uint8", "uint4-g24-ragged", "int3-axis1-asym"])  # fmt: skip
+@pytest.mark.parametrize(
+    "scheme",
+    ["int4-g16-full-f16", "int8-axis1", "nf4-g16", "nf4-g16-dq", "int4-g16-asym-f16", "uint8",
+     "uint4-g24-ragged", "int3-axis1-asym"],
+)  # fmt: skip
 def test_the_scale_search_gives_the_same_bytes(scheme: str) -> None:
     x, w = weights(12, 64), np.abs(weights(12, 64, seed=3))
     for weight in (None, w):

@@ -38,10 +38,12 @@ from .schemes import (
     NF4,
     NVFP4,
     Codebook,
+    ColumnScaled,
     Float,
     Int,
     KMeans,
     LearnedCodebook,
+    Rotated,
     parse,
 )
 from .statistics import Statistics
@@ -58,6 +60,7 @@ __all__ = [
     "ArgValueError",
     "Calibration",
     "Codebook",
+    "ColumnScaled",
     "DeviceError",
     "Float",
     "FormatError",
@@ -72,6 +75,7 @@ __all__ = [
     "QrsError",
     "QrsMemoryError",
     "ResumeError",
+    "Rotated",
     "Statistics",
     "StorageError",
     "available_backends",

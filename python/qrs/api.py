@@ -17,8 +17,8 @@ from .backends.reference import into
 from .constants import DTYPE_NAMES
 from .errors import ArgTypeError, KernelFault, bad
 from .qtensor import QTensor
-from .schemes import Scheme, as_scheme
-from .solvers import GPTQ, Solver, as_solver, check_solver, checked_weights
+from .schemes import InBasis, Scheme, as_scheme
+from .solvers import AWQ, GPTQ, Solver, as_solver, check_solver, checked_weights, in_basis
 
 Array = NDArray[Any]
 
@@ -45,7 +45,8 @@ def quantize(
     scheme : a scheme, or its string such as "int4-g128-asym".
     solver : how scales and codes are chosen; "minmax" covers the range of each group, "lsq"
         searches for scales of less squared error (see `qrs.solvers.lsq`; learned codebooks do that
-        anyway), "gptq" for codes of less error in the output of the layer (see `qrs.gptq`).
+        anyway), "gptq" for codes of less error in the output of the layer (see `qrs.gptq`), "awq"
+        for a factor for each input beside them (see `qrs.solvers.AWQ`).
     scale, zero_point : parameters known beforehand, in their stored shapes; the scale is rounded
         to the scheme's scale dtype. Without them they come from the range of `x`.
     weights : the importance of each squared error, such as the diagonal of a Hessian: numbers of 0
@@ -78,7 +79,11 @@ def quantize(
     with Held(array):
         values = as_kernel_float(array)
         try:
-            qt = solve(values, scheme, chosen, scale, zero_point, weights, statistics, out)
+            known = (chosen, scale, zero_point, weights, statistics, out)
+            if isinstance(scheme, InBasis) and not isinstance(solve, AWQ):
+                qt = in_basis(solve, values, scheme, *known)
+            else:
+                qt = solve(values, scheme, *known)
         except KernelFault as fault:
             raise scheme.explain(fault, values) from None
     if values is not array:

@@ -15,7 +15,7 @@ from processes import clean_environment
 
 SLOW = """
 import time
-from qrs.checkpoint import stream
+from qrs.checkpoint import decode, stream
 {prepare}
 def slow(function):
     def waiting(*args):
@@ -25,7 +25,7 @@ def slow(function):
         return result
     return waiting
 stream.quantize_tensor = slow(stream.quantize_tensor)
-stream.decode_tensor = slow(stream.decode_tensor)
+decode.decode_tensor = slow(decode.decode_tensor)
 from qrs.cli import main
 main()
 """

@@ -23,7 +23,7 @@ from ..formats.strict_json import quote
 from ..granularity import PerAxis, PerGroup, PerTensor
 from ..schemes import Codebook, Scheme, as_scheme
 from ..schemes.codebook_learning import SAMPLE
-from ..solvers import check_solver
+from ..solvers import as_solver, check_solver
 from .known import KnownStatistics, as_known, layer_for, missing, needs_statistics
 from .recipe import KEEP as KEEP_SCHEME
 from .recipe import Recipe, Rule
@@ -315,6 +315,7 @@ def plan_tensor(
     try:
         check_solver(solver, scheme)
         scheme, fallback = fit(scheme, shape)
+        scheme = getattr(as_solver(solver), "stored_scheme", lambda same: same)(scheme)
         layer = layer_for(known, t.name, shape)
         parts = Entry(scheme, shape, source_dtype(t.dtype)).layout(t.name)
     except ArgValueError as error:

@@ -131,17 +131,22 @@ def show_report(report: Report) -> None:
     optional += ["gap dB", "seconds"]
     show_left_out(show_table(columns, rows, total, optional))
     print(size_line(report.plan))
-    for t in report.tensors:
-        if t.overflows:
-            name = escaped(t.plan.name)
-            print(f"{name}: some values decode beyond {t.plan.dtype}; dequantize with --dtype")
-        for warning in t.warnings:
-            print(f"warning: {escaped(t.plan.name)}: {escaped(warning)}")
-        if t.info.get("damping", USUAL_DAMPING) != USUAL_DAMPING:
-            print(f"{escaped(t.plan.name)}: took a damping of {t.info['damping']}")
+    show_remarks(report)
     if report.skipped:
         print(f"not carried along: {', '.join(map(escaped, report.skipped))}")
     print(f"wrote {escaped(report.output)}")
+
+
+def show_remarks(report: Report) -> None:
+    """What a user should know of single tensors."""
+    for t in report.tensors:
+        name = escaped(t.plan.name)
+        if t.overflows:
+            print(f"{name}: some values decode beyond {t.plan.dtype}; dequantize with --dtype")
+        for warning in t.warnings:
+            print(f"warning: {name}: {escaped(warning)}")
+        if t.info.get("damping", USUAL_DAMPING) != USUAL_DAMPING:
+            print(f"{name}: took a damping of {t.info['damping']}")
 
 
 def show_contents(contents: Contents) -> None:

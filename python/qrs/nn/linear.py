@@ -10,7 +10,8 @@ from ..arrays import Array, Held, reports_memory, rows_of
 from ..errors import KernelFault, bad
 from ..granularity import PerAxis
 from ..qtensor import QTensor
-from ..schemes import Int, Scheme
+from ..schemes import InBasis, Int, Scheme
+from ..schemes.basis import as_float32
 from .activations import Dynamic, Encoded, Outliers, Static
 from .layer import Layer, as_dtype_of, check_choice, quantized
 from .output import REQUANTIZE, Requantize, combined_scale, integer_bias
@@ -77,6 +78,9 @@ class Linear(Layer):
             "bias": self._bias_given, "activation": activation, "output": output, "relu": relu,
             "compute": compute, "requantize": requantize, "backend": backend,
         }  # fmt: skip
+        scheme = self.weight.scheme
+        self._basis = scheme if isinstance(scheme, InBasis) else None
+        self._stored = self.weight if self._basis is None else self._basis.tensor(self.weight)
         self._product = self._chosen_product()
         self._sums = None if output is None else self._integer_sums(output, requantize)
 
@@ -104,6 +108,8 @@ class Linear(Layer):
         array, values = self._input(x)
         shape = self._out_shape(array.shape)
         rows = rows_of(values)
+        if self._basis is not None:
+            rows = self._basis.input_into(as_float32(rows), self.weight.parts)
         with Held(array), np.errstate(over="ignore", invalid="ignore"):
             try:
                 if self.output is not None:
@@ -120,7 +126,7 @@ class Linear(Layer):
 
     def _chosen_product(self) -> Product:
         """How rows are multiplied, from the schemes of weight and activation."""
-        qt, ops, activation = self.weight, self.ops, self.activation
+        qt, ops, activation = self._stored, self.ops, self.activation
         bias, relu = self.bias, self.relu
         if activation is None:
             grouped = grouped_weights(qt, ops)
@@ -140,7 +146,7 @@ class Linear(Layer):
     def _integer_sums(self, output: Static, how: str) -> tuple[Any, Requantize]:
         """Bias in int32 and the way to codes, for a layer that returns them."""
         source = self.activation
-        weights = integer_weights(self.weight)
+        weights = integer_weights(self._stored)
         assert isinstance(source, Static)
         bias = integer_bias(self.bias, source.scale * weights.scale)
         weights.check_sums(source.largest, bias)
@@ -152,6 +158,9 @@ class Linear(Layer):
         return self.activation.encode(rows, self.ops)
 
     def _of_codes(self, x: QTensor) -> Any:
+        if self._basis is not None:
+            found = f"got a QTensor for a weight in the basis of {self.weight.scheme}"
+            raise bad("x", found, str(x.scheme), "an array of floats")
         shape = self._out_shape(x.shape)
         codes = rows_of(self._codes(x))
         assert isinstance(self.activation, Static)

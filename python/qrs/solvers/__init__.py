@@ -11,17 +11,22 @@ from typing import Any, Final, Protocol
 from ..backends.reference import Reference
 from ..errors import ArgTypeError, bad
 from ..qtensor import QTensor
-from ..schemes import Codebook, Scheme
+from ..schemes import Codebook, InBasis, Scheme
 from ..schemes.checks import useless
 from ..statistics import Statistics
 from . import lsq as scale_search
+from .awq import AWQ
+from .folding import find_folds, folded
 from .gptq import GPTQ
 from .hessian import checked_hessian, output_error
+from .in_basis import in_basis
+from .smoothing import Smoothing, smooth, smooth_scale
 from .weights import checked_weights
 
 __all__ = [
-    "GPTQ", "SOLVERS", "Solver", "as_solver", "check_solver", "checked_hessian", "checked_weights",
-    "lsq", "minmax", "output_error",
+    "AWQ", "GPTQ", "SOLVERS", "Smoothing", "Solver", "as_solver", "check_solver",
+    "checked_hessian", "checked_weights", "find_folds", "folded", "in_basis", "lsq", "minmax",
+    "output_error", "smooth", "smooth_scale",
 ]  # fmt: skip
 
 
@@ -89,7 +94,7 @@ def weighted_by_inputs(x: Any, weights: Any, statistics: Any) -> Any:
     return importance if weights is None else importance * weights
 
 
-SOLVERS: Final[dict[str, Solver]] = {"minmax": minmax, "lsq": lsq, "gptq": GPTQ()}
+SOLVERS: Final[dict[str, Solver]] = {"minmax": minmax, "lsq": lsq, "gptq": GPTQ(), "awq": AWQ()}
 
 
 def as_solver(solver: Any) -> Solver:
@@ -122,9 +127,11 @@ def check_solver(solver: Any, scheme: Scheme | None = None) -> None:
 codebook with scales
     """
     chosen = as_solver(solver)
+    if isinstance(scheme, InBasis) and not isinstance(chosen, AWQ):
+        scheme = scheme.inner
     if scheme is None:
         return
     if chosen is lsq:
         scale_search.check_scheme(scheme)
-    elif isinstance(chosen, GPTQ):
+    elif isinstance(chosen, GPTQ | AWQ):
         chosen.check(scheme)
