@@ -36,6 +36,7 @@ VARIANTS = [
     (INT4, "gptq", "parallel"),
     (INT4, "gptq-polish2", "parallel"),
     (INT4, "gptq-polish2", "sequential"),
+    (INT4, "awq", "parallel"),
     (NF4, "minmax", "parallel"),
     (NF4, "gptq", "parallel"),
     (KMEANS, "minmax", "parallel"),

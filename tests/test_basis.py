@@ -8,6 +8,7 @@ import pytest
 import qrs
 from kernel_calls import LEVELS
 from qrs import _qrs, nn
+from qrs.checkpoint import quantize_checkpoint
 from qrs.schemes.basis import hadamard, signs_like
 from qrs.solvers import AWQ, find_folds, folded, output_error, smooth, smooth_scale
 from refusals import refused
@@ -187,7 +188,7 @@ def test_smoothing_and_rotation_beat_int8_as_it_is_and_nothing_is_an_answer() ->
     error = float(np.sum((layer(X) - exact) ** 2) / np.sum(exact**2))
     assert error == pytest.approx(found.errors[found.kind], rel=1e-3)
     even = np.sign(RNG.standard_normal((300, 128))).astype(np.float32)
-    assert smooth(W, even, alphas=(0.5,), rotate=False).kind == "none"
+    assert smooth(W, even, alphas=(1.0,), rotate=False).kind == "none"  # no better than nothing
     assert smooth(W, even, alphas=()).errors.keys() == {"none", "rotated"}
 
 
@@ -241,7 +242,7 @@ def test_bert_folds_values_and_no_norm() -> None:
 
 def test_a_checkpoint_by_awq(tmp_path: Path) -> None:
     qrs.save(tmp_path / "m.safetensors", {"fc.weight": W, "fc.bias": np.ones(24, np.float32)})
-    report = qrs.checkpoint.quantize_checkpoint(
+    report = quantize_checkpoint(
         tmp_path / "m.safetensors", tmp_path / "q.safetensors", "int4-g32-f16", solver="awq",
         statistics={"fc": STATISTICS},
     )  # fmt: skip

@@ -117,6 +117,19 @@ def test_the_scale_search_gives_the_same_bytes(scheme: str) -> None:
         assert on_device(there) and there == expected
 
 
+@pytest.mark.parametrize("scheme", ["uint4-g16-offset-f16", "int4-g16-rot32", "nf4-g16-scaled"])
+def test_other_bases_stay_on_the_host(scheme: str) -> None:
+    x = weights(12, 64)
+    for solver in ("minmax", "lsq"):
+        with pytest.raises(qrs.DeviceError, match="no kernels for GPUs"):
+            qrs.quantize(fake_cupy.asarray(x), scheme, solver=solver)
+    expected = qrs.quantize(x, scheme)
+    there = expected.to("cupy")
+    assert on_device(there) and there == expected
+    with pytest.raises(qrs.DeviceError, match=r"to\('numpy'\)"):
+        there.dequantize()
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("scheme", LEARNED)
 def test_learned_tables_decode_there_and_are_not_learned_there(scheme: str, dtype: str) -> None:

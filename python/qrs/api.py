@@ -18,7 +18,15 @@ from .constants import DTYPE_NAMES
 from .errors import ArgTypeError, KernelFault, bad
 from .qtensor import QTensor
 from .schemes import InBasis, Scheme, as_scheme
-from .solvers import AWQ, GPTQ, Solver, as_solver, check_solver, checked_weights, in_basis
+from .solvers import (
+    GPTQ,
+    Solver,
+    as_solver,
+    check_solver,
+    checked_weights,
+    in_basis,
+    works_in_basis,
+)
 
 Array = NDArray[Any]
 
@@ -80,7 +88,7 @@ def quantize(
         values = as_kernel_float(array)
         try:
             known = (chosen, scale, zero_point, weights, statistics, out)
-            if isinstance(scheme, InBasis) and not isinstance(solve, AWQ):
+            if isinstance(scheme, InBasis) and works_in_basis(solve, scheme):
                 qt = in_basis(solve, values, scheme, *known)
             else:
                 qt = solve(values, scheme, *known)

@@ -79,6 +79,9 @@ TABLES: Final = {"nf4": NF4, "fp4": FP4, "dynamic8": DYNAMIC8}
 LSQ_FACTORS: Final = np.linspace(0.4, 1.45, 28).astype(np.float32)
 """What the scale search tries: this much of the scale that makes the largest magnitude a code."""
 
+CLIPPING_FACTORS: Final = np.linspace(0.6, 1.1, 16).astype(np.float32)
+"""The same where levels fit the range on both sides, so that there is only something to clip."""
+
 
 def thresholds(levels: Float32, codes: NDArray[np.integer] | None = None) -> Float32:
     """From which number on each level but the first is taken: `rank = sum(v >= t for t in ...)`.

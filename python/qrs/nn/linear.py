@@ -80,6 +80,10 @@ class Linear(Layer):
         }  # fmt: skip
         scheme = self.weight.scheme
         self._basis = scheme if isinstance(scheme, InBasis) else None
+        if self._basis is not None and not self._basis.suits_layers:
+            found = f"got {scheme}, of which no layer multiplies its offsets"
+            expected = "integers with zero points, such as 'int4-g128-asym'"
+            raise bad("weight", found, str(scheme), expected)
         self._stored = self.weight if self._basis is None else self._basis.tensor(self.weight)
         self._product = self._chosen_product()
         self._sums = None if output is None else self._integer_sums(output, requantize)

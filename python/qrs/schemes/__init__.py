@@ -13,6 +13,7 @@ from .basis import ColumnScaled, InBasis, Rotated
 from .codebook import FP4, NF4, Codebook, KMeans, LearnedCodebook
 from .float import MXFP4, MXFP8, NVFP4, Float
 from .int import Int
+from .offset import IntOffset, Offset
 
 __all__ = [
     "FP4",
@@ -25,8 +26,10 @@ __all__ = [
     "Float",
     "InBasis",
     "Int",
+    "IntOffset",
     "KMeans",
     "LearnedCodebook",
+    "Offset",
     "Rotated",
     "Scheme",
     "as_scheme",
@@ -39,7 +42,8 @@ GRAMMAR = (
     "bf16|f16|e4m3|e5m2|e2m1[-tensor|-axisN|-gN][-f16|-bf16|-e8m0][-flat][-ragged]; or "
     "nvfp4|mxfp4|mxfp8[-flat][-ragged]; or nf4|fp4[-gN][-dq][-f16|-bf16][-flat][-ragged]; or "
     "kmeans<b>[-axisN|-gN][-f32|-bf16][-sparse<fraction>][-flat][-ragged]; or "
-    "learned<b>-gN-s6|-s8|-s16[-f32|-bf16][-flat][-ragged]; each with -scaled or -rotN"
+    "learned<b>-gN-s6|-s8|-s16[-f32|-bf16][-flat][-ragged]; or "
+    "uint<b>[-axisN|-gN]-offset[-f16|-bf16][-flat][-ragged]; each with -scaled or -rotN"
 )
 
 
@@ -54,8 +58,8 @@ def parse(text: str) -> Scheme:
     too large. `-e8m0` stores scales as powers of two. `nvfp4`, `mxfp4`, `mxfp8` are whole schemes.
     `nf4` and `fp4` have groups of 64 without `-gN`, and `-dq` quantizes their scales; `-f32` and
     `-bf16` after `kmeans` and `learned` are the dtype of the tables, `-sparse0.0045` the part of
-    outliers, and `-s6` the bits of the scales. Behind any of them `-scaled` has a factor for each
-    input, and `-rot128` rotates blocks of 128 inputs.
+    outliers, and `-s6` the bits of the scales. `-offset` adds a float to each group. Behind any of
+    them `-scaled` has a factor for each input, and `-rot128` rotates blocks of 128 inputs.
 
     Raises `ArgTypeError`, and `ArgValueError` for a string that is no scheme.
 

@@ -11,15 +11,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..backends.reference import Reference, into
 from ..checks import checked_integer
-from ..devices import library_of
-from ..errors import ArgTypeError, KernelFault, QrsError, bad
+from ..devices import is_cupy, library_of
+from ..errors import ArgTypeError, DeviceError, KernelFault, QrsError, bad
 from ..qtensor import QTensor
 from . import scales
 from .base import Array, PartSpecs, Scheme, Shape, from_dict
@@ -35,6 +35,8 @@ class InBasis:
     """What schemes share whose codes are those of another scheme, in another basis."""
 
     inner: Scheme
+    suits_layers: ClassVar[bool] = True
+    """Whether a layer can multiply what is stored with a changed input."""
 
     def _take_over(self) -> None:
         """Who shares a scale, and how it is stored, are those of `inner`."""
@@ -46,7 +48,7 @@ class InBasis:
         """Of a code."""
         return self.inner.bits
 
-    # The three changes of basis, of arrays (..., inputs), and of second moments (inputs, inputs).
+    # The changes of basis, of arrays (..., inputs), and of second moments (inputs, inputs).
 
     def weight_into(self, w: Array, parts: Mapping[str, Any]) -> Array:
         """W T."""
@@ -59,6 +61,11 @@ class InBasis:
     def input_into(self, x: Array, parts: Mapping[str, Any]) -> Array:
         """x T^-T."""
         raise NotImplementedError
+
+    def moments_into(self, h: Array, parts: Mapping[str, Any]) -> Array:
+        """T^-1 H T^-T: the second moments of changed inputs, float64."""
+        once = np.ascontiguousarray(self.input_into(h, parts).T)
+        return self.input_into(once, parts)
 
     def own_parts(self, shape: Shape) -> PartSpecs:
         """What is stored beside the parts of `inner`."""
@@ -98,6 +105,7 @@ class InBasis:
         weights: Any = None,
     ) -> QTensor:
         """`inner` of the changed array."""
+        refuse_on_gpus(x, self)
         own = self.default_parts(x)
         changed = self.weight_into(as_float32(x), own)
         if weights is not None:
@@ -110,6 +118,7 @@ class InBasis:
         self, qt: QTensor, dtype: str, backend: Reference, out: Array | None = None
     ) -> Array:
         """Decoded, and out of the basis again; one rounding to `dtype`."""
+        refuse_on_gpus(qt.packed, self)
         stored = self.inner.dequantize(self.tensor(qt), "float32", backend)
         x_hat = self.weight_out_of(stored, qt.parts)
         check_overflow(x_hat, "dtype", backend)
@@ -223,6 +232,11 @@ class ColumnScaled(InBasis, Scheme, family="scaled"):
 
     def _with(self, inner: Scheme) -> ColumnScaled:
         return ColumnScaled(inner)
+
+    def moments_into(self, h: Array, parts: Mapping[str, Any]) -> Array:
+        """T^-1 H T^-T: the second moments of changed inputs, float64."""
+        once = np.ascontiguousarray(self.input_into(h, parts).T)
+        return self.input_into(once, parts)
 
     def own_parts(self, shape: Shape) -> PartSpecs:
         return {"column_scale": ("float32", shape[-1:])}
@@ -353,6 +367,14 @@ def as_float32(x: Array) -> Array:
         return x
     found: Array = x.astype(np.float32)
     return found
+
+
+def refuse_on_gpus(x: Any, scheme: Any) -> None:
+    """Raise for arrays of a GPU, for which no kernel changes the basis."""
+    if is_cupy(x):
+        fix = "the array on the host: cupy.asnumpy(x), or qt.to('numpy')"
+        text = f"x: {scheme} has no kernels for GPUs; fix: {fix}"
+        raise DeviceError(text, arg="x", value="cupy", expected=fix)
 
 
 def check_inner(inner: Any) -> None:

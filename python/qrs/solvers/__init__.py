@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 from ..backends.reference import Reference
 from ..errors import ArgTypeError, bad
 from ..qtensor import QTensor
-from ..schemes import Codebook, InBasis, Scheme
+from ..schemes import Codebook, InBasis, Offset, Scheme
 from ..schemes.checks import useless
 from ..statistics import Statistics
 from . import lsq as scale_search
@@ -26,7 +26,7 @@ from .weights import checked_weights
 __all__ = [
     "AWQ", "GPTQ", "SOLVERS", "Smoothing", "Solver", "as_solver", "check_solver",
     "checked_hessian", "checked_weights", "find_folds", "folded", "in_basis", "lsq", "minmax",
-    "output_error", "smooth", "smooth_scale",
+    "output_error", "smooth", "smooth_scale", "works_in_basis",
 ]  # fmt: skip
 
 
@@ -115,6 +115,12 @@ def as_solver(solver: Any) -> Solver:
     raise bad("solver", f"got {solver!r}", solver, expected, **kind)
 
 
+def works_in_basis(solver: Solver, scheme: Any) -> bool:
+    """Whether a solver works on what is stored in another basis, and knows nothing of it."""
+    knows = isinstance(solver, AWQ) or (solver is lsq and isinstance(scheme, Offset))
+    return isinstance(scheme, InBasis) and not knows
+
+
 def check_solver(solver: Any, scheme: Scheme | None = None) -> None:
     """Raise ArgValueError unless there is such a solver, and it fits the scheme.
 
@@ -127,7 +133,7 @@ def check_solver(solver: Any, scheme: Scheme | None = None) -> None:
 codebook with scales
     """
     chosen = as_solver(solver)
-    if isinstance(scheme, InBasis) and not isinstance(chosen, AWQ):
+    if isinstance(scheme, InBasis) and works_in_basis(chosen, scheme):
         scheme = scheme.inner
     if scheme is None:
         return

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..backends.reference import Reference
-from ..codebooks import LSQ_FACTORS, half_even_thresholds
+from ..codebooks import CLIPPING_FACTORS, half_even_thresholds
 from ..devices import library_of, moved, on_host
 from ..qtensor import QTensor
 from ..schemes import Int, int_parts
@@ -21,9 +21,6 @@ from ..schemes.layout import Layout, layout_of
 
 REACH = 2
 """Steps around the zero point of the range that are tried."""
-
-FACTORS = np.ascontiguousarray(LSQ_FACTORS[::2])
-"""Starts: half of those of the symmetric search, as neighbours of a zero point are starts too."""
 
 
 def quantize(x: Any, scheme: Int, backend: Reference, weights: Any, out: QTensor | None) -> QTensor:
@@ -88,7 +85,7 @@ def _with_zero_point(
     """The best scales of groups with this zero point, and their errors."""
     low, high = scheme.qmin - z, scheme.qmax - z
     levels = np.arange(low, high + 1).astype(np.float32)
-    tables = (levels, half_even_thresholds(low, high), FACTORS)
+    tables = (levels, half_even_thresholds(low, high), CLIPPING_FACTORS)
     library = library_of(values).__name__
     levels, thresholds, factors = (moved(table, library) for table in tables)
     return backend.choose_scale_lsq(

@@ -19,8 +19,8 @@ from ..checks import checked_integer
 from ..devices import is_cupy
 from ..errors import DeviceError, bad
 from ..qtensor import QTensor
-from ..schemes import ColumnScaled, Scheme
-from ..schemes.basis import Rotated, as_float32
+from ..schemes import ColumnScaled, Offset, Rotated, Scheme
+from ..schemes.basis import as_float32
 from ..statistics import Statistics
 from . import lsq as scale_search
 from .hessian import Float64, checked_hessian
@@ -57,7 +57,7 @@ class AWQ:
 
     def check(self, scheme: Scheme) -> None:
         """Raise where the solver does not fit the scheme."""
-        if scheme.scale_dtype is None or isinstance(scheme, Rotated):
+        if scheme.scale_dtype is None or isinstance(scheme, Rotated | Offset):
             expected = "a scheme with scales, and no basis of its own"
             raise bad("solver", f"got 'awq' for {scheme}", "awq", expected)
 

@@ -24,12 +24,12 @@ from ..schemes.layout import layout_of, packed_bits
 Float32 = NDArray[np.float32]
 Codes = NDArray[np.uint8]
 
-FITTING = "an integer scheme without offset, or a codebook per tensor or row"
+FITTING = "an integer scheme, or a codebook per tensor or row"
 
 
 def check_fits(scheme: Scheme, solver: str) -> None:
     """Raise `ArgValueError` for schemes whose codes do not stand for a level times a scale."""
-    fits = isinstance(scheme, Int) and not getattr(scheme, "offset", False)
+    fits = isinstance(scheme, Int)
     if isinstance(scheme, Codebook):
         per = scheme.book_granularity
         fits = not scheme.centered and not scheme.outlier_fraction

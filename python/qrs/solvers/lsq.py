@@ -17,9 +17,9 @@ from ..codebooks import LSQ_FACTORS
 from ..devices import library_of, moved
 from ..errors import bad
 from ..qtensor import QTensor
-from ..schemes import Codebook, Int, Scheme
+from ..schemes import Codebook, Int, Offset, Scheme
 from ..schemes.layout import layout_of
-from . import affine_lsq
+from . import affine_lsq, offset_lsq
 
 
 def lsq(
@@ -51,6 +51,8 @@ def lsq(
         if value is not None:
             raise bad(name, "given beside solver='lsq', which finds scales", type(value), "None")
     check_scheme(scheme)
+    if isinstance(scheme, Offset):
+        return offset_lsq.quantize(x, scheme, backend, weights, out)
     if isinstance(scheme, Int) and not scheme.symmetric:
         return affine_lsq.quantize(x, scheme, backend, weights, out)
     values = scheme.value_set()
@@ -80,6 +82,6 @@ def lsq(
 def check_scheme(scheme: Scheme) -> None:
     """Raise where the search does not fit a scheme; learned tables search by themselves."""
     learned = isinstance(scheme, Codebook) and scheme.is_learned and scheme.scale_dtype is not None
-    if not isinstance(scheme, Int) and not learned and scheme.value_set() is None:
+    if not isinstance(scheme, Int | Offset) and not learned and scheme.value_set() is None:
         expected = "an integer scheme or a codebook with scales"
         raise bad("solver", f"got 'lsq' for {scheme}", "lsq", expected)
