@@ -14,7 +14,8 @@ except ModuleNotFoundError as error:
     message = "qrs.torch needs torch; fix: pip install 'qrs-quant[torch]'"
     raise ModuleNotFoundError(message, name="torch") from None
 
+from . import lora
 from .capture import capture
 from .ptq import quantize_
 
-__all__ = ["capture", "quantize_"]
+__all__ = ["capture", "lora", "quantize_"]
