@@ -13,3 +13,9 @@ except ModuleNotFoundError as error:
         raise
     message = "qrs.torch needs torch; fix: pip install 'qrs-quant[torch]'"
     raise ModuleNotFoundError(message, name="torch") from None
+
+from . import lora
+from .capture import capture
+from .ptq import quantize_
+
+__all__ = ["capture", "lora", "quantize_"]

@@ -1,0 +1,134 @@
+"""Layers of `qrs.nn` as modules of torch, for inference on tensors of the CPU or of a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import nn as layers
+from ..errors import bad
+from ..qtensor import QTensor
+from .arrays import as_array, as_tensor
+from .modules import within
+from .packed import INTEGERS, Key, PackedWeight, check_features, check_tensor
+
+PER_TOKEN, PER_BATCH = "int8-axis0", "uint8"
+"""What inputs become where products are in integers, of `Linear` and of convolutions."""
+
+
+class Quantized(nn.Module):
+    """A layer of `qrs.nn` over the memory of buffers; it is made anew when they change."""
+
+    def __init__(self, weight: PackedWeight, bias: torch.Tensor | None, name: str) -> None:
+        super().__init__()
+        self.name, self.weight = name, weight
+        self.register_buffer("bias", None if bias is None else bias.detach())
+        self._made: tuple[Key, Any] | None = None
+
+    def layer(self) -> Any:
+        """The layer of `qrs.nn`."""
+        bias = self._buffers["bias"]
+        key = self.weight.key() + (() if bias is None else ((bias.data_ptr(), bias._version),))
+        if self._made is None or self._made[0] != key:
+            given = None if bias is None else as_array(bias)
+            self._made = key, self.make(self.weight.qtensor(), given)
+        return self._made[1]
+
+    def run(self, x: Any) -> Any:
+        """The layer on an array; errors name the module."""
+        with within(self.name):
+            return self.layer()(x)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_made": None}
+
+
+class QuantizedLinear(Quantized):
+    """`qrs.nn.Linear` for tensors: x (..., in) of floats -> (..., out) in its dtype."""
+
+    def __init__(
+        self, weight: PackedWeight, bias: torch.Tensor | None, dynamic: bool, name: str
+    ) -> None:
+        super().__init__(weight, bias, name)
+        self.activation = PER_TOKEN if dynamic else None
+
+    def make(self, weight: QTensor, bias: Any) -> Any:
+        return layers.Linear(weight, bias, activation=self.activation)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        check_tensor(x, self.weight, self.name)
+        check_features(x, self.weight, self.name)
+        return inference(x, self)
+
+
+class QuantizedConv(Quantized):
+    """`qrs.nn.Conv1d` or `Conv2d` for tensors of batches."""
+
+    def __init__(self, weight: PackedWeight, module: Any, name: str) -> None:
+        super().__init__(weight, module.bias, name)
+        self.settings = {
+            "stride": module.stride, "padding": margins(module), "dilation": module.dilation,
+            "groups": module.groups,
+        }  # fmt: skip
+
+    def make(self, weight: QTensor, bias: Any) -> Any:
+        kind = layers.Conv1d if len(self.weight.shape) == 3 else layers.Conv2d
+        return kind(weight, bias, activation=PER_BATCH, **self.settings)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        check_tensor(x, self.weight, self.name)
+        batched = x.ndim == len(self.weight.shape)
+        y = inference(x if batched else x.unsqueeze(0), self)
+        return y if batched else y.squeeze(0)
+
+
+def margins(module: Any) -> tuple[int, ...]:
+    """The zeros before and after each axis, as `qrs.nn` takes them: all before, then all after.
+
+    >>> margins(nn.Conv2d(1, 1, (2, 3), padding="same"))
+    (0, 1, 1, 1)
+    """
+    if module.padding == "valid":
+        return (0,) * len(module.kernel_size)
+    if module.padding != "same":
+        return (*module.padding, *module.padding)
+    pairs = zip(module.dilation, module.kernel_size, strict=True)
+    total = [dilation * (size - 1) for dilation, size in pairs]
+    return (*(n // 2 for n in total), *(n - n // 2 for n in total))
+
+
+class QuantizedEmbedding(Quantized):
+    """`qrs.nn.Embedding` for tensors: integers of any shape -> (..., features)."""
+
+    def make(self, weight: QTensor, bias: Any) -> Any:
+        return layers.Embedding(weight)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        check_tensor(tokens, self.weight, self.name, INTEGERS)
+        return as_tensor(self.run(as_array(tokens))).to(self.weight.dtype)
+
+
+class Inference(torch.autograd.Function):
+    """The layer of a module, and an error instead of its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, module: Quantized) -> torch.Tensor:
+        """The result of the module's layer."""
+        ctx.name = module.name
+        return as_tensor(module.run(as_array(x.contiguous())))
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> Any:
+        """Raises."""
+        found = "is quantized for inference and has no gradient"
+        expected = "qrs.torch.lora.inject or prepare_qat for training"
+        raise bad(f"module {ctx.name!r}", found, ctx.name, expected)
+
+
+@torch.compiler.disable
+def inference(x: torch.Tensor, module: Quantized) -> torch.Tensor:
+    """`Inference`, which compiled graphs call: its kernels are not torch's."""
+    y: torch.Tensor = Inference.apply(x, module)
+    return y
