@@ -47,6 +47,11 @@ test: $(VENV)/.test ## Run every test: cargo test, then pytest with the docstrin
 	$(SAY) 'Python tests'
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
+.PHONY: test-torch
+test-torch: $(VENV)-torch/.test ## The layer for training, with torch (5 GB) in an environment of its own
+	$(SAY) 'Tests of qrs.torch'
+	@$(VENV)-torch/bin/python -m pytest tests/training tests/test_doctests.py -n 2
+
 .PHONY: lint
 lint: lint-rust lint-python ## Check formats, clippy, ruff, mypy --strict, and the extension's stub
 
@@ -112,7 +117,7 @@ wheel-check: build/.wheel ## Install the wheel alone in a clean environment and 
 
 .PHONY: clean
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) build target
+	rm -rf $(VENV) $(VENV)-torch build target
 
 # ---- What they stand on ----------------------------------------------------------------------------
 
@@ -139,6 +144,13 @@ $(VENV)/.installed: build/.wheel
 $(VENV)/.test $(VENV)/.lint $(VENV)/.bench $(VENV)/.peers: $(VENV)/.%: $(VENV)/.installed
 	$(SAY) 'Installing qrs-quant[$*]'
 	@$(PIP) "$$(echo $(WHEELS)/*.whl)[$*]"
+	@touch $@
+
+$(VENV)-torch/.test: build/.wheel
+	$(SAY) 'Making $(VENV)-torch: torch, and what its tests compare with (5 GB, minutes)'
+	@$(PYTHON) -m venv --clear $(VENV)-torch
+	@$(VENV)-torch/bin/python -m pip install --quiet "$$(echo $(WHEELS)/*.whl)[torch]" \
+	  'pytest>=8.2' 'pytest-xdist>=3.5' 'hypothesis>=6.100' safetensors scikit-learn transformers peft
 	@touch $@
 
 # --no-deps: these ask for torch, OpenCV and a client of a model hub, which no example has a use for.
