@@ -89,8 +89,7 @@ fn search(bytes: usize, group_size: usize, levels: &[f32]) -> Case {
         let scale_dtype = ScaleDtype::Float16;
         let (levels, thresholds, factors) = (&*levels, &*thresholds, &*factors);
         let problem = Problem { levels, thresholds, factors, scale_dtype };
-        let found =
-            choose_scale_lsq::<Float32>(&x, grid, None, problem, &mut scale, &mut error);
+        let found = choose_scale_lsq::<Float32>(&x, grid, None, problem, &mut scale, &mut error);
         found.expect("finite");
     })
 }
