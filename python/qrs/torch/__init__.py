@@ -16,6 +16,8 @@ except ModuleNotFoundError as error:
 
 from . import lora
 from .capture import capture
+from .fake_quantize import fake_quantize
+from .lsq import LSQ
 from .ptq import quantize_
 
 __all__ = ["capture", "lora", "quantize_"]

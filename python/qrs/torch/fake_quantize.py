@@ -1,0 +1,128 @@
+"""Fake quantization that gradients pass: what `qrs.quantize` stores, decoded, in the forward pass.
+
+The forward pass runs the kernels of qrs on the memory of the tensor, so that its values are bit for
+bit `qrs.quantize(x, scheme).dequantize()`. The backward pass is the straight-through estimator
+(Bengio et al., 2013): the gradient of what lies in the range that can be stored, and 0 outside.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import api
+from ..errors import ArgTypeError, bad
+from ..schemes import Codebook, Float, Int, Scheme, as_scheme
+from .arrays import as_array, as_tensor
+
+__all__ = ["fake_quantize"]
+
+DTYPES = {
+    torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16",
+    torch.float64: "float64",
+}  # fmt: skip
+
+
+@torch.compiler.disable  # the kernels are no operations of torch: compiled graphs break here
+def fake_quantize(
+    x: torch.Tensor, scheme: Scheme | str, *, scale: Any = None, zero_point: Any = None
+) -> torch.Tensor:
+    """`qrs.quantize(x, scheme).dequantize()` as a tensor of the shape, dtype and device of `x`.
+
+    Parameters
+    ----------
+    x : float32, float16, bfloat16 or float64 tensor, on the CPU or a CUDA device; not changed.
+    scheme : a scheme of qrs, or its string.
+    scale, zero_point : as for `qrs.quantize`, tensors or arrays; without them they come from `x`.
+        With a scale that is given, values outside of what it can represent get no gradient.
+
+    Raises `ArgTypeError` for what is no tensor, and what `qrs.quantize` raises.
+
+    >>> x = torch.tensor([[0.3, 1.0, 9.0]], requires_grad=True)
+    >>> y = fake_quantize(x, "int4", scale=1.0)  # codes from -7 to 7
+    >>> y.sum().backward()
+    >>> y.tolist(), x.grad.tolist()
+    ([[0.0, 1.0, 7.0]], [[1.0, 1.0, 0.0]])
+    """
+    if not isinstance(x, torch.Tensor) or x.dtype not in DTYPES:
+        found = f"got {x.dtype if isinstance(x, torch.Tensor) else type(x).__name__}"
+        raise bad("x", found, type(x), "a float tensor", ArgTypeError)
+    known = as_scheme(scheme)
+    result: torch.Tensor = _FakeQuantize.apply(x, known, scale, zero_point)
+    return result
+
+
+def quantized_values(
+    x: torch.Tensor, scheme: Scheme, scale: Any = None, zero_point: Any = None
+) -> torch.Tensor:
+    """The forward pass alone."""
+    array = as_array(x)
+    if scale is None and zero_point is None:
+        return as_tensor(api.fake_quantize(array, scheme)).reshape(x.shape)
+    parameters = {"scale": _plain(scale), "zero_point": _plain(zero_point)}
+    qt = api.quantize(array, scheme, **parameters)
+    return as_tensor(qt.dequantize(DTYPES[x.dtype])).reshape(x.shape)
+
+
+def inside(
+    x: torch.Tensor, scheme: Scheme, scale: Any = None, zero_point: Any = None
+) -> torch.Tensor | None:
+    """Where values lie within what can be represented; None where all do.
+
+    Of integers that is where the code before clamping, round(x / scale) + zero_point, is one of the
+    scheme, as torch has it; of tables and floats, where x / scale is within their levels.
+    """
+    if scale is None:
+        return None
+    s = _spread(scale, scheme, x)
+    if isinstance(scheme, Int):
+        z = 0.0 if zero_point is None else _spread(zero_point, scheme, x)
+        code = torch.round(x / s) + z
+        return (code >= scheme.qmin) & (code <= scheme.qmax)
+    low, high = _ends(scheme)
+    v = x / s
+    return (v >= low) & (v <= high)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Straight through, but for what is clipped."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, scheme: Scheme, scale: Any, zero_point: Any) -> Any:
+        mask = inside(x, scheme, scale, zero_point) if ctx.needs_input_grad[0] else None
+        ctx.save_for_backward(*([] if mask is None else [mask]))
+        return quantized_values(x, scheme, scale, zero_point)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        masks = ctx.saved_tensors
+        return (grad * masks[0] if masks else grad), None, None, None
+
+
+def _plain(parameter: Any) -> Any:
+    """A parameter as qrs takes it."""
+    return as_array(parameter, "scale") if isinstance(parameter, torch.Tensor) else parameter
+
+
+def _spread(parameter: Any, scheme: Scheme, x: torch.Tensor) -> torch.Tensor:
+    """Stored parameters in the shape of `x`, float32."""
+    array = np.asarray(_plain(parameter), np.float32)
+    granularity, shape = scheme.granularity, tuple(x.shape)
+    view = granularity.rows(shape)
+    by_group = np.broadcast_to(array.reshape(-1, 1), (array.size, view.group_size))
+    each = by_group.reshape(view.rows, -1)[:, : view.cols]
+    return torch.from_numpy(np.ascontiguousarray(granularity.from_rows(each, shape))).to(x.device)
+
+
+def _ends(scheme: Scheme) -> tuple[float, float]:
+    """The least and the greatest level."""
+    if isinstance(scheme, Codebook) and scheme.table is not None:
+        return min(scheme.table), max(scheme.table)
+    if isinstance(scheme, Float):
+        from ..float_formats import FORMATS
+
+        largest = float(FORMATS[scheme.format].largest)
+        return -largest, largest
+    raise bad("scale", f"given for {scheme}", str(scheme), "None: its levels are learned")
