@@ -20,4 +20,4 @@ from .fake_quantize import fake_quantize
 from .lsq import LSQ
 from .ptq import quantize_
 
-__all__ = ["capture", "lora", "quantize_"]
+__all__ = ["LSQ", "capture", "fake_quantize", "lora", "quantize_"]
