@@ -14,6 +14,7 @@ import torch
 
 from .. import api
 from ..errors import ArgTypeError, bad
+from ..granularity import PerAxis, PerTensor
 from ..schemes import Codebook, Float, Int, Scheme, as_scheme
 from .arrays import as_array, as_tensor
 
@@ -78,12 +79,13 @@ def inside(
         return None
     s = _spread(scale, scheme, x)
     if isinstance(scheme, Int):
-        z = 0.0 if zero_point is None else _spread(zero_point, scheme, x)
-        code = torch.round(x / s) + z
-        return (code >= scheme.qmin) & (code <= scheme.qmax)
-    low, high = _ends(scheme)
-    v = x / s
-    return (v >= low) & (v <= high)
+        code = (x.detach() / s).round_()
+        if zero_point is not None:
+            code += _spread(zero_point, scheme, x)
+        low, high = float(scheme.qmin), float(scheme.qmax)
+    else:
+        code, (low, high) = x.detach() / s, _ends(scheme)
+    return (code >= low).logical_and_(code <= high)
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -107,9 +109,15 @@ def _plain(parameter: Any) -> Any:
 
 
 def _spread(parameter: Any, scheme: Scheme, x: torch.Tensor) -> torch.Tensor:
-    """Stored parameters in the shape of `x`, float32."""
+    """Stored parameters as float32 of a shape that broadcasts over `x`."""
     array = np.asarray(_plain(parameter), np.float32)
     granularity, shape = scheme.granularity, tuple(x.shape)
+    if isinstance(granularity, PerTensor):
+        return torch.tensor(float(array), device=x.device)
+    if isinstance(granularity, PerAxis):
+        along = [1] * x.ndim
+        along[granularity.axis % x.ndim] = -1
+        return torch.from_numpy(array.reshape(along)).to(x.device)
     view = granularity.rows(shape)
     by_group = np.broadcast_to(array.reshape(-1, 1), (array.size, view.group_size))
     each = by_group.reshape(view.rows, -1)[:, : view.cols]
