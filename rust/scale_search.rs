@@ -205,6 +205,9 @@ impl<S: Search> Group for SmallGroup<'_, S> {
 impl<E: Element, S: Search> Group for LargeGroup<'_, E, S> {
     fn moments(&self, scales: &[f32], moments: &mut [Moments]) {
         let n = scales.len();
+        if n == 0 {
+            return;
+        }
         let chunks = self.chunk_sums(n, |chunk, sums| chunk.moments(scales, sums));
         for (index, moments) in moments.iter_mut().enumerate() {
             let chunks: Vec<Moments> = chunks.iter().skip(index).step_by(n).copied().collect();
