@@ -169,3 +169,23 @@ def test_p15_what_is_reported() -> None:
 def test_the_command_refuses(arguments: tuple, message: str) -> None:
     run = CliRunner().invoke(app, ["calibrate", "a.npz", *arguments])
     assert run.exit_code == 2 and message in run.output
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (("--scheme", "kmeans4"), 2, "scheme: got kmeans4, expected one with scales"),
+        (("--scheme", "int8-axis0"), 2, "expected one that is PerTensor"),
+        (("-o", "missing/c.safetensors"), 1, "No such file or directory: 'missing'"),
+        (("--observer", "histogram"), 0, ""),
+    ],
+    ids=range(4),
+)
+def test_what_the_command_cannot_do_is_known_before_any_work(
+    options: tuple[str, ...], code: int, words: str, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savez("a.npz", fc=X)
+    result = CliRunner().invoke(app, ["calibrate", "a.npz", "-o", "c.safetensors", *options])
+    assert result.exit_code == code and words in result.output, result.output
+    assert Path("c.safetensors").exists() == (code == 0)
