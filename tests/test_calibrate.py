@@ -186,6 +186,7 @@ def test_what_the_command_cannot_do_is_known_before_any_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     np.savez("a.npz", fc=X)
-    result = CliRunner().invoke(app, ["calibrate", "a.npz", "-o", "c.safetensors", *options])
+    given = options if "-o" in options else ("-o", "c.safetensors", *options)
+    result = CliRunner().invoke(app, ["calibrate", "a.npz", *given])
     assert result.exit_code == code and words in result.output, result.output
     assert Path("c.safetensors").exists() == (code == 0)
