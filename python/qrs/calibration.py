@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import as_input, plain
 from .errors import ArgTypeError, ArgValueError, FormatError, QrsError, StorageError, bad
 from .formats.qrs_file import load, save
 from .observers import MSE, Observer, from_state
@@ -108,7 +109,8 @@ class Calibration(Mapping[str, Observer]):
         self, layer: str, x: Any, make: Callable[[], Observer], hessian: bool, where: str
     ) -> None:
         """One layer of a batch; all that can fail comes before anything changes."""
-        shape = np.shape(x)
+        x = as_input(plain(x, where), where)
+        shape = x.shape
         features = shape[-1] if shape else 1
         if self.features.get(layer, features) != features:
             found = f"has {features} features"
@@ -182,9 +184,9 @@ class Calibration(Mapping[str, Observer]):
         calibration = cls()
         layer = ""
         try:
-            for layer in states[OBSERVER] | states[STATISTICS]:
+            for layer in states[OBSERVER] | states[STATISTICS] | states[COUNTS]:
                 calibration._restore(layer, *(states[kind].get(layer) for kind in states))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             text = f"{os.fspath(path)}: layer {layer!r}: {error}"
             raise FormatError(text, path=path, tensor=layer) from None
         return calibration
@@ -192,11 +194,13 @@ class Calibration(Mapping[str, Observer]):
     def _restore(self, layer: str, observer: Any, statistics: Any, counts: Any) -> None:
         """Take over what a file has of a layer."""
         if observer is None:
-            raise ValueError("has statistics and no observer")
+            raise ValueError("has no observer")
         self.observers[layer] = from_state(observer)
         if statistics is not None:
             self.statistics[layer] = Statistics.from_state(statistics)
         numbers = [int(n) for n in (counts or {})["counts"]]
+        if len(numbers) not in (2, 3) or min(numbers[:2]) < 0:
+            raise ValueError(f"counts are {numbers}, expected batches, tokens and features")
         self.batches[layer], self.tokens[layer], *rest = numbers
         if rest and rest[0] >= 0:
             self.features[layer] = rest[0]
@@ -238,6 +242,8 @@ def calibrate(
         raise bad("observer", f"got {observer!r}", observer, expected, ArgTypeError)
     if isinstance(layers, str):
         raise bad("layers", f"got {layers!r}", layers, f"names: [{layers!r}]", ArgTypeError)
+    if layers is not None:
+        layers = _checked_names(layers)
     wanted = None if layers is None else set(layers)
     calibration = Calibration()
     for index, batch in enumerate(_batches(batches)):
@@ -249,6 +255,14 @@ def calibrate(
         found = f"have no {', '.join(missing)}" if missing else "are empty"
         raise bad("batches", found, missing, "activations of every layer that is observed")
     return calibration
+
+
+def _checked_names(layers: Any) -> list[str]:
+    """The names of layers; raises for anything else."""
+    names = list(layers) if isinstance(layers, Iterable) else [layers]
+    if isinstance(layers, bytes) or not all(isinstance(name, str) for name in names):
+        raise bad("layers", f"got {layers!r}", layers, "names of layers", ArgTypeError)
+    return names
 
 
 def _of_layer(layer: str, function: Callable[[Any], Any], value: Any) -> Any:

@@ -113,17 +113,21 @@ class Statistics:
             "absmax": self._absmax,
         }
         found: dict[str, NDArray[Any]] = {"n_tokens": np.array(self.n_tokens, np.int64)}
+        found["keeps_hessian"] = np.array(self.keeps_hessian)
         return found | {name: part.copy() for name, part in parts.items() if part is not None}
 
     @classmethod
     def from_state(cls, state: Mapping[str, NDArray[Any]]) -> Statistics:
         """The statistics whose `state()` this is. Raises `ArgValueError` for what is no state."""
         try:
-            statistics = cls(hessian="hessian" in state or "diag" not in state)
+            keeps = state.get("keeps_hessian", "hessian" in state or "diag" not in state)
+            statistics = cls(hessian=bool(keeps))
             statistics.n_tokens = int(state["n_tokens"])
+            if (statistics.n_tokens > 0) != ("diag" in state) and "diag" in state:
+                raise ValueError(f"{statistics.n_tokens} tokens beside sums")
             if "diag" in state:
                 statistics._restore(state)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             found, expected = f"is no state of statistics: {error!r}", "what state() returned"
             raise bad("state", found, type(state), expected) from None
         return statistics
@@ -136,6 +140,8 @@ class Statistics:
             expected = (features, features) if name == "hessian" else (features,)
             if part.shape != expected or not np.isfinite(part).all():
                 raise ValueError(f"{name} has shape {part.shape}, expected finite {expected}")
+            if (part < 0).any() if name != "hessian" else not np.array_equal(part, part.T):
+                raise ValueError(f"{name} is not what sums of squares are")
             setattr(self, f"_{name}", part)
 
     def __repr__(self) -> str:

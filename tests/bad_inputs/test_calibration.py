@@ -143,3 +143,73 @@ def test_P15_batches_of_nothing_do_not_count() -> None:
     c = qrs.calibrate([{"fc": ONES}, {"fc": np.zeros((0, 3), np.float32)}])
     assert (c.batches["fc"], c.tokens["fc"]) == (1, 2)
     assert qrs.Statistics().update(np.zeros((3, 0), np.float32)).features == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lo": np.float32(-np.inf)}, {"hi": np.float32(np.inf)}, {"lo": np.float32(1)},
+        {"exponent": np.array(10**9)}, {"exponent": np.array(-5000)},
+        {"exponent": np.array(np.inf)}, {"counts": np.zeros(4096, np.int64)},
+        {"counts": np.full(4096, 2**62, np.int64)},
+    ],
+    ids=range(8),
+)  # fmt: skip
+def test_states_of_observers_that_cannot_be(change: dict) -> None:
+    state = ob.Histogram().update([1.0, 2.0]).state()
+    refused(ob.from_state, {**state, **change}, arg="state")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n_tokens": np.array(-3)}, {"n_tokens": np.array(0)}, {"n_tokens": np.array(np.inf)},
+        {"diag": np.array([-1.0, 1, 1])}, {"absmax": np.array([-1.0, 1, 1])},
+        {"hessian": np.triu(np.ones((3, 3)))},
+    ],
+    ids=range(6),
+)  # fmt: skip
+def test_states_of_statistics_that_cannot_be(change: dict) -> None:
+    state = qrs.Statistics().update(ONES).state()
+    refused(qrs.Statistics.from_state, {**state, **change}, arg="state")
+
+
+def test_statistics_without_data_stay_what_they_are() -> None:
+    for hessian in (False, True):
+        empty = qrs.Statistics(hessian=hessian)
+        assert qrs.Statistics.from_state(empty.state()).keeps_hessian == hessian
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("fc", np.array([-3, -4, 2])),
+        ("ghost", np.array([1, 1, 1])),
+        ("fc", np.array([np.inf, 1, 1])),
+    ],
+    ids=range(3),
+)
+def test_counts_that_cannot_be(name: str, value: np.ndarray, tmp_path) -> None:
+    path = tmp_path / "c.safetensors"
+    calibration(fc=ONES).save(path)
+    qrs.save(path, {**qrs.load(path), f"{name}.calibration.counts": value})
+    with pytest.raises(qrs.FormatError, match=f"layer '{name}'"):
+        qrs.Calibration.load(path)
+
+
+@pytest.mark.parametrize("layers", [5, b"fc", [3], ["fc", 3], [["fc"]]], ids=str)
+def test_what_are_no_names_of_layers(layers) -> None:
+    refused(qrs.calibrate, EACH, layers=layers, error=qrs.ArgTypeError, arg="layers")
+
+
+def test_ragged_lists_name_layer_and_batch() -> None:
+    with pytest.raises(qrs.QrsError, match="layer 'fc', batch 0"):
+        qrs.calibrate([{"fc": [[1.0, 2.0], [3.0]]}])
+
+
+def test_ranges_are_copies() -> None:
+    observer = ob.MinMax().update([1.0])
+    observer.range()[1][...] = 99
+    other = ob.MinMax().merge(observer)
+    other.hi[...] = 7
+    assert float(observer.hi) == 1.0

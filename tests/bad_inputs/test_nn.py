@@ -349,3 +349,36 @@ def test_a_bias_beyond_the_sums_is_blamed_on_the_bias() -> None:
     message = refused(nn.Linear, w, [2147483400.0], **given, arg="bias")
     assert "int32" in message
     assert "length" in refused(nn.Conv1d.from_float(ones(1, 2, 1)), ones(1, 3, 4))
+
+
+def test_norms_that_overflow() -> None:
+    x, big = np.float32([[0, 0, 0, 1], [0, 0, 0, 10]]), np.full(4, 3e38, np.float32)
+    for eps in (0.0, 1e-5):
+        assert "row 0 overflows float32" in refused(functional.layer_norm, x, big, eps=eps)
+    weight = np.full(4, 6e4, np.float32)
+    assert "overflows float16" in refused(functional.layer_norm, x.astype(np.float16), weight)
+    refused(functional.layer_norm, x, eps=1e300, arg="eps")
+
+
+def test_sums_that_overflow_before_they_are_scaled() -> None:
+    layer = nn.Linear.from_float(np.full((2, 64), 1e-3, np.float32))
+    assert "overflows" in refused(layer, np.full((1, 64), 3e38, np.float32))
+
+
+def test_codes_whose_results_overflow() -> None:
+    before = nn.Linear.from_float(
+        np.eye(64) * 1e30, activation=nn.Static("int8", 1.0), output=nn.Static("int8", 1e30)
+    )
+    layer = nn.Linear.from_float(np.full((2, 64), 3e38), activation=nn.Static("int8", 1e30))
+    assert "overflows" in refused(layer, before(np.full((1, 64), 100, np.float32)))
+
+
+@pytest.mark.parametrize("backend", ["rust", "reference"])
+def test_convolutions_of_no_images(backend: str) -> None:
+    given = {"activation": nn.Static("uint8", 0.1, 3), "output": nn.Static("int8", 0.1)}
+    layer = nn.Conv2d.from_float(ones(2, 3, 3, 3), backend=backend, **given)
+    assert layer(ones(0, 3, 5, 5)).shape == (0, 2, 3, 3)
+    for setting in ({"padding": 2**31 - 1}, {"padding": 2**31 - 1, "stride": 2**31 - 1}):
+        far = nn.Conv2d.from_float(ones(1, 1, 3, 3), backend=backend, **setting)
+        refused(far, ones(0, 1, 5, 5), arg="padding")
+        refused(far, ones(1, 1, 5, 5), arg="padding")

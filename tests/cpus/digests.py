@@ -20,9 +20,10 @@ from float_calls import FLOAT_ARGUMENTS, FLOAT_RULES, FloatCase, call_float
 from kernel_calls import RULES, Case, bits_of, call
 from kmeans_calls import KMEANS_ARGUMENTS, KMEANS_CASES, call_kmeans
 from nasty import FLOATS, faulty, nasty
-from product_calls import PRODUCT_OPERATIONS, grouped_calls, int8_calls, plain_calls
+from product_calls import PRODUCT_OPERATIONS, SOLVING, grouped_calls, int8_calls, plain_calls
 from qrs.backends.reference import OPERATIONS, Reference
 from qrs.backends.rust import Rust
+from solving_calls import problem, solved
 
 # Emulation is slow, and so is the reference, which makes the arguments: nearly every format once.
 SOME_FLOAT_RULES = [*FLOAT_RULES.values()][::7]
@@ -39,7 +40,7 @@ def digests(threads: int) -> dict[str, str]:
             cases = [Case(x, size, rule) for size in sizes for rule in RULES.values()]
             floats = [FloatCase(x, size, rule) for size in sizes[:2] for rule in SOME_FLOAT_RULES]
             books = [BookCase(x, size, rule) for size in sizes[1:] for rule in SOME_BOOK_RULES]
-            others = {*KMEANS_ARGUMENTS, "kmeans_1d", *PRODUCT_OPERATIONS}
+            others = {*KMEANS_ARGUMENTS, "kmeans_1d", *PRODUCT_OPERATIONS, *SOLVING}
             for op in set(OPERATIONS) - others:
                 if op in BOOK_ARGUMENTS:
                     results = repr([bits_of(call_book(backend, op, case)) for case in books])
@@ -56,7 +57,8 @@ def digests(threads: int) -> dict[str, str]:
         found[op] = digest(results)
     for op, results in product_results(backend):
         found[op] = digest(found.get(op, "") + results)
-    return found
+    results = repr([bits_of(solved(backend, problem(*shape))) for shape in ((3, 5), (25, 49))])
+    return found | {"solving": digest(results)}
 
 
 def product_results(backend: Rust) -> Iterator[tuple[str, str]]:

@@ -77,7 +77,7 @@ class Static:
         if not isinstance(self.scheme.granularity, PerTensor):
             expected = "a scheme that is per tensor"
             raise bad("scheme", f"got {self.scheme}", str(self.scheme), expected)
-        if self.scheme.symmetric and zero_point is not None and not np.any(zero_point):
+        if self.scheme.symmetric and np.shape(zero_point) == () and zero_point in (0, None):
             zero_point = None  # what symmetric codes have anyway
         scale, zero_point = given_qparams(self.scheme, (), scale, zero_point)
         self.scale = np.float32(scale)

@@ -97,7 +97,12 @@ class Convolutional(Layer):
             conv = self._convolution(x.shape)
             codes = self._codes(x).reshape(-1, math.prod(conv.size))
             assert isinstance(self._source, Static)
-            return self._of_codes(Encoded(codes, *self._source.as_arrays(codes)), conv, x.shape)
+            encoded = Encoded(codes, *self._source.as_arrays(codes))
+            with np.errstate(over="ignore", invalid="ignore"):
+                try:
+                    return self._of_codes(encoded, conv, x.shape)
+                except KernelFault as fault:
+                    raise self._explained(fault, codes) from None
         array, values = self._input(x)
         conv = self._convolution(array.shape)
         rows = values.reshape(-1, math.prod(conv.size))
@@ -150,9 +155,13 @@ class Convolutional(Layer):
         if 0 in conv.out_size or 0 in size:
             found = f"got shape {shape}, smaller with its padding than the kernel {kernel}"
             raise bad("x", found, shape, "room for one window")
-        if shape[0] * self.weight.shape[0] * math.prod(conv.out_size) > MOST_RESULTS:
+        top, left, bottom, right = self.padding
+        padded = (size[0] + top + bottom) * (size[1] + left + right) * channels
+        windows = self.weight.shape[0] * math.prod(conv.out_size)
+        if max(shape[0], 1) * max(windows, padded) > MOST_RESULTS:
             found = f"got {self.padding}, which makes {conv.out_size} windows of each image"
-            raise bad("padding", found, self.padding, f"at most {MOST_RESULTS} results")
+            expected = f"at most {MOST_RESULTS} results and padded inputs"
+            raise bad("padding", found, self.padding, expected)
         return conv
 
     def _pair(self, arg: str, value: int | Sequence[int], least: int) -> tuple[int, int]:

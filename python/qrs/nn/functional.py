@@ -65,26 +65,32 @@ def layer_norm(
     [[-1.0, -1.0, 1.0, 1.0]]
     """
     number = checked_number(eps, "eps")
+    if number > float(np.finfo(np.float32).max):
+        raise bad("eps", f"got {eps!r}", eps, "a number within float32")
 
     def normalized(ops: Reference, rows: Array) -> Array:
         w, b = (
             _vector(name, given, default, rows)
             for name, given, default in (("weight", weight, 1), ("bias", bias, 0))
         )
-        y = ops.layer_norm(rows, w, b, number)
-        if np.float32(number) == 0:
-            _check_variances(y, number)
-        return y
+        with np.errstate(over="ignore", invalid="ignore"):
+            y = ops.layer_norm(rows, w, b, number)
+        return _checked_rows(y, rows, number)
 
     return _on_rows(x, -1, backend, normalized)
 
 
-def _check_variances(y: Array, eps: float) -> None:
-    """Raise where a row was divided by 0."""
+def _checked_rows(y: Array, rows: Array, eps: float) -> Array:
+    """`y`; raises where a row was divided by 0, or overflows."""
     wrong = on_host(~library_of(y).isfinite(y).all(axis=1))
-    if wrong.any():
-        row = int(np.argmax(wrong))
+    if not wrong.any():
+        return y
+    row = int(np.argmax(wrong))
+    x = on_host(rows[row]).astype(np.float32)
+    if np.float32(eps) == 0 and np.square(x - x.mean(), dtype=np.float32).mean() == 0:
         raise bad("eps", f"got {eps}, and the variance of row {row} is 0", eps, "a number above 0")
+    found = f"the result of row {row} overflows {y.dtype}"
+    raise bad("x", found, row, "smaller numbers, weight and bias")
 
 
 def _on_rows(

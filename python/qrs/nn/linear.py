@@ -172,7 +172,11 @@ class Linear(Layer):
         if self.output is not None:
             return self._requantized(encoded, shape)
         assert isinstance(self._product, Integers)
-        return self._product.of_codes(encoded).reshape(shape)
+        with np.errstate(over="ignore", invalid="ignore"):
+            try:
+                return self._product.of_codes(encoded).reshape(shape)
+            except KernelFault as fault:
+                raise self._explained(fault, codes) from None
 
     def _requantized(self, x: Encoded, shape: tuple[int, ...]) -> QTensor:
         assert self._sums is not None

@@ -64,7 +64,7 @@ class Requantize:
     def _spread(self, scale: Float32, sums: Int32) -> Float32:
         """Scales of rows once for each image."""
         images = sums.shape[0] // scale.shape[0] if scale.shape[1] == 1 else 1
-        return np.tile(scale, (images, 1)) if images > 1 else scale
+        return scale if images == 1 or sums.shape[0] == 1 else np.tile(scale, (images, 1))
 
 
 def combined_scale(source: Static, weights: Float32, target: Static) -> Float32:

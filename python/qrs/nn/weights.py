@@ -164,7 +164,8 @@ def output_reach(qt: QTensor) -> float:
         finite = on_host(books)
         level = float(abs(finite[np.isfinite(finite)]).max(initial=0.0))
     scale = 1.0 if qt.scale is None else float(abs(on_host(qt.scale)).max())
-    return level * scale * math.prod(qt.shape[1:])
+    # Sums of levels times inputs come first, and are scaled then.
+    return level * max(scale, 1.0) * math.prod(qt.shape[1:])
 
 
 def check_group_sums(qt: QTensor, largest: int) -> None:

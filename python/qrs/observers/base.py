@@ -79,7 +79,8 @@ class Observer(ABC):
         """
         if self.lo is None or self.hi is None:
             raise bad("observer", "has seen no data", None, "update() with a batch of values")
-        return self._range(self.lo, self.hi, scheme)
+        lo, hi = self._range(self.lo, self.hi, scheme)
+        return lo.copy(), hi.copy()
 
     def qparams(self, scheme: Scheme | str) -> tuple[Any, Any]:
         """Scale (float32) and zero point (or None) of `scheme` for the range, of shape () or (n,).
@@ -116,7 +117,9 @@ class Observer(ABC):
         if "lo" not in state and "hi" not in state:
             return
         lo, hi = np.array(state["lo"], np.float32), np.array(state["hi"], np.float32)
-        if lo.shape != hi.shape or lo.ndim != (self.axis is not None) or not (lo <= hi).all():
+        legal = lo.shape == hi.shape and bool(np.isfinite([lo, hi]).all())
+        legal = legal and bool((lo <= 0).all() and (hi >= 0).all())
+        if not legal or lo.ndim != (self.axis is not None):
             raise ValueError(f"lo of shape {lo.shape} and hi of shape {hi.shape} are no range")
         self.lo, self.hi = lo, hi
 
@@ -153,8 +156,8 @@ class Observer(ABC):
         self._widen(other.lo, other.hi)
 
     def _widen(self, lo: Float32, hi: Float32) -> None:
-        self.lo = lo if self.lo is None else np.asarray(np.minimum(self.lo, lo))
-        self.hi = hi if self.hi is None else np.asarray(np.maximum(self.hi, hi))
+        self.lo = np.array(lo) if self.lo is None else np.asarray(np.minimum(self.lo, lo))
+        self.hi = np.array(hi) if self.hi is None else np.asarray(np.maximum(self.hi, hi))
 
     @abstractmethod
     def _range(
@@ -213,7 +216,14 @@ def from_state(state: Mapping[str, NDArray[Any]]) -> Observer:
         settings = json.loads(bytes(np.asarray(state["settings"], np.uint8)))
         observer = Observer.kinds[settings.pop("kind")](**settings)
         observer._restore(state)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        OverflowError,
+    ) as error:
         found, expected = f"is no state of an observer: {error!r}", "what state() returned"
         raise bad("state", found, type(state), expected) from None
     return observer

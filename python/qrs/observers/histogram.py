@@ -25,6 +25,9 @@ HALF = 2048
 NO_WIDTH = -161
 """The exponent of zeros alone: less than any bin of float32 values needs."""
 
+MOST = 1 << 50
+"""Values of a bin."""
+
 CHUNK = 1 << 20
 """Values that are counted at once."""
 
@@ -68,6 +71,13 @@ class Histogram(MinMax):
         if counts.shape != (*channels, 2 * HALF) or counts.dtype != np.int64 or counts.min() < 0:
             expected = f"{(*channels, 2 * HALF)} int64, none negative"
             raise ValueError(f"counts are {counts.shape} {counts.dtype}, expected {expected}")
+        seen = self.lo is not None
+        if (
+            not NO_WIDTH <= self.exponent <= 128
+            or bool(counts.any()) != seen
+            or counts.max() > MOST
+        ):
+            raise ValueError(f"exponent {self.exponent} and counts do not go with lo and hi")
         self.counts = counts
 
     def _take(self, rows: Float32) -> None:
