@@ -274,3 +274,22 @@ def test_what_is_missing_or_no_weight() -> None:
     refused(qrs.quantize, w, "int4", statistics=h, arg="statistics")
     message = refused(qrs.gptq, np.where(np.eye(4, 8), np.nan, w), h, "int4")
     assert "4 non-finite values, first nan at (0, 0)" in message
+
+
+def test_importance_is_relative_and_that_of_patches() -> None:
+    w, h = layer(6, 36)
+    for scheme in ("int4-g12-asym", "nf4-g12", "kmeans3-axis0"):
+        for factor in (2.0**-200, 2.0**200):
+            assert qrs.gptq(w, h * factor, scheme) == qrs.gptq(w, h, scheme)
+    conv, flat = w.reshape(6, 4, 3, 3), qrs.quantize(w, "int4-axis0", solver="lsq", statistics=h)
+    of_images = qrs.quantize(conv, "int4-axis0", solver="lsq", statistics=h)
+    assert np.array_equal(of_images.scale, flat.scale)
+    refused(qrs.quantize, w, "int4", solver="lsq", statistics=np.eye(5), arg="statistics")
+    few = qrs.Statistics().update(np.ones((2, 5), np.float32))
+    refused(qrs.quantize, w, "int4", solver="lsq", statistics=few, arg="statistics")
+
+
+def test_scales_beside_zero_points_stay_positive() -> None:
+    for seed in range(5):
+        w, h = layer(16, 24, seed)
+        assert (qrs.gptq(w, h, "int2-g4-asym", polish=4).scale > 0).all()

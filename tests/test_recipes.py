@@ -261,3 +261,22 @@ def test_the_commands(model: Path, stats: Path, tmp_path: Path) -> None:
     recipe.write_text("{")
     result = run("quantize", model, "-o", tmp_path / "i", "--recipe", recipe, code=1)
     assert "r.json" in result.stderr
+
+
+def test_a_recipe_leaves_alone_what_is_kept(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "q.safetensors"
+    message = refused(
+        quantize_checkpoint, model, out, recipe=Recipe(tensors={"a.bias": Rule("int8")}),
+        arg="recipe",
+    )  # fmt: skip
+    assert "'a.bias' gets int8, and is a vector" in message
+    table = {"embed_tokens.weight": WEIGHTS["a.weight"], **WEIGHTS}
+    qrs.save(model, table)
+    recipe = Recipe(Rule("int4-g32"), {"b.*": Rule("keep")})
+    quantize_checkpoint(model, out, recipe=recipe)
+    stored = qrs.load(out)
+    assert isinstance(stored["embed_tokens.weight"], np.ndarray)
+    assert str(stored["a.weight"].scheme) == "int4-g32"
+    named = Recipe(tensors={"embed_tokens.weight": Rule("int8-axis0")})
+    quantize_checkpoint(model, out, "int4-g32", recipe=named, overwrite=True)
+    assert str(qrs.load(out)["embed_tokens.weight"].scheme) == "int8-axis0"

@@ -119,9 +119,11 @@ class Calibration(Mapping[str, Observer]):
         if not isinstance(observer, Observer):
             expected = "what makes one of qrs.observers"
             raise bad("observer", f"made {observer!r}", observer, expected, ArgTypeError)
+        batch = Statistics().update(x, where) if hessian else None
         observer.update(x, where)
-        if hessian:
-            self.statistics.setdefault(layer, Statistics()).update(x, where)
+        if batch is not None:
+            known = self.statistics.get(layer)
+            self.statistics[layer] = batch if known is None else known.merge(batch)
         self.observers[layer] = observer
         self.features[layer] = features
         rows = int(np.prod(shape[:-1], dtype=np.int64)) if len(shape) > 1 else 1

@@ -9,7 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import backends
-from .arrays import as_input, as_kernel_float, nonfinite_error, plain, refuse_on_gpu, rows_of
+from .arrays import (
+    as_input,
+    as_kernel_float,
+    nonfinite_error,
+    plain,
+    refuse_on_gpu,
+    reports_memory,
+    rows_of,
+)
 from .errors import ArgTypeError, bad
 
 Float64 = NDArray[np.float64]
@@ -41,13 +49,13 @@ class Statistics:
 
     @property
     def hessian(self) -> Float64 | None:
-        """The sum of x x^T: (features, features)."""
-        return self._hessian
+        """The sum of x x^T: (features, features), not writable."""
+        return None if self._hessian is None else _read_only(self._hessian)
 
     @property
     def diag(self) -> Float64:
-        """The diagonal of the Hessian, the sum of x^2: (features,)."""
-        return self._seen(self._diag)
+        """The diagonal of the Hessian, the sum of x^2: (features,), not writable."""
+        return _read_only(self._seen(self._diag))
 
     @property
     def absmean(self) -> Float64:
@@ -57,14 +65,15 @@ class Statistics:
 
     @property
     def absmax(self) -> Float64:
-        """The greatest |x|: (features,)."""
-        return self._seen(self._absmax)
+        """The greatest |x|: (features,), not writable."""
+        return _read_only(self._seen(self._absmax))
 
     @property
     def features(self) -> int | None:
         """How many there are; None before data."""
         return None if self._diag is None else len(self._diag)
 
+    @reports_memory
     def update(self, x: Any, name: str = "x") -> Statistics:
         """Take in a batch (..., features) of floats; after an error nothing has changed."""
         array = as_input(plain(x, name), name)
@@ -168,3 +177,9 @@ class Statistics:
         if sums is None:
             raise bad("statistics", "has seen no data", None, "update() with a batch of rows")
         return sums
+
+
+def _read_only(sums: Float64) -> Float64:
+    view = sums.view()
+    view.flags.writeable = False
+    return view

@@ -207,6 +207,13 @@ def test_ragged_lists_name_layer_and_batch() -> None:
         qrs.calibrate([{"fc": [[1.0, 2.0], [3.0]]}])
 
 
+def test_sums_cannot_be_written_to() -> None:
+    statistics = qrs.Statistics().update(ONES)
+    for part in (statistics.hessian, statistics.diag, statistics.absmax):
+        with pytest.raises(ValueError, match="read-only"):
+            part[0] = 7
+
+
 def test_ranges_are_copies() -> None:
     observer = ob.MinMax().update([1.0])
     observer.range()[1][...] = 99

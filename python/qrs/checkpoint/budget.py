@@ -219,7 +219,8 @@ def _measured(
 
 def checked_target(value: float) -> float:
     """Bits per weight: a number above 0."""
-    if not (isinstance(value, (int, float)) and 0 < value < math.inf):
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
         raise ArgValueError(
             f"target_bits: got {value!r}, expected a number above 0", arg="target_bits", value=value
         )

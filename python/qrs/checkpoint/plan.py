@@ -290,8 +290,10 @@ def make_plan(
         kind, reason = rule.choose(t.name, t.dtype, t.shape)
         chosen = {KEEP: None, EMBEDDING: for_embeddings}.get(kind, weights)
         reason += each_row if kind == EMBEDDING else ""
-        if recipe is not None and kind != KEEP:
-            said = recipe.rule(t.name)
+        if recipe is not None and kind == KEEP:
+            recipe.check_kept(t.name, reason)
+        elif recipe is not None:
+            said = recipe.rule(t.name, with_default=kind != EMBEDDING)
             chosen, reason = (as_said(said, chosen), f"{reason}: by the recipe")
             plans.append(plan_tensor(t, chosen, reason, said.solver or solver, known))
             continue

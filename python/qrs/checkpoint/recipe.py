@@ -53,13 +53,21 @@ class Recipe:
     default: Rule = Rule()
     tensors: Mapping[str, Rule] = field(default_factory=dict)
 
-    def rule(self, tensor: str) -> Rule:
+    def rule(self, tensor: str, with_default: bool = True) -> Rule:
         """What a tensor gets, as far as the recipe says."""
         found = self.tensors.get(tensor)
         if found is None:
             matching = (rule for name, rule in self.tensors.items() if fnmatchcase(tensor, name))
             found = next(matching, Rule())
-        return Rule(found.scheme or self.default.scheme, found.solver or self.default.solver)
+        default = self.default if with_default else Rule(None, self.default.solver)
+        return Rule(found.scheme or default.scheme, found.solver or default.solver)
+
+    def check_kept(self, tensor: str, reason: str) -> None:
+        """Raise `ArgValueError` where a tensor that is kept anyway is named with a scheme."""
+        named = self.tensors.get(tensor, Rule()).scheme
+        if named not in (None, KEEP):
+            found = f"{quote(tensor)} gets {named}, and is {reason}"
+            raise bad("recipe", found, named, "a tensor that is quantized, or 'keep'")
 
     def check(self, tensors: Iterable[str]) -> None:
         """Raise `ArgValueError` for a rule that matches no tensor."""

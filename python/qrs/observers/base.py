@@ -11,7 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import backends
-from ..arrays import as_input, as_kernel_float, nonfinite_error, plain, refuse_on_gpu
+from ..arrays import (
+    as_input,
+    as_kernel_float,
+    nonfinite_error,
+    plain,
+    refuse_on_gpu,
+    reports_memory,
+)
 from ..checks import checked_integer
 from ..errors import ArgTypeError, KernelFault, bad
 from ..granularity import PerAxis, PerTensor
@@ -38,6 +45,7 @@ class Observer(ABC):
         self.hi: Float32 | None = None
         """The greatest value so far, and 0."""
 
+    @reports_memory
     def update(self: Same, x: Any, name: str = "x") -> Same:
         """Take in a batch: an array of floats, any shape, not changed.
 

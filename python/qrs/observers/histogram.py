@@ -81,10 +81,13 @@ class Histogram(MinMax):
         self.counts = counts
 
     def _take(self, rows: Float32) -> None:
+        fresh = None
+        if self.axis is not None and self.counts.ndim == 1:
+            fresh = np.zeros((len(rows), 2 * HALF), np.int64)  # before anything changes
         super()._take(rows)
         self._grow(_exponent_for(float(rows.min()), float(rows.max())))
-        if self.axis is not None and self.counts.ndim == 1:
-            self.counts = np.zeros((len(rows), 2 * HALF), np.int64)
+        if fresh is not None:
+            self.counts = fresh
         for counts, row in zip(self.counts.reshape(-1, 2 * HALF), rows, strict=True):
             for start in range(0, row.size, CHUNK):
                 part = row[start : start + CHUNK].astype(np.float64)

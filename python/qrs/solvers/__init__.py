@@ -6,6 +6,7 @@ has them by name; one with options is spelled `gptq-group-polish2`, or made: `GP
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final, Protocol
 
 from ..backends.reference import Reference
@@ -18,7 +19,7 @@ from . import lsq as scale_search
 from .awq import AWQ
 from .folding import find_folds, folded
 from .gptq import GPTQ
-from .hessian import checked_hessian, output_error
+from .hessian import checked_hessian, output_error, relative
 from .in_basis import in_basis
 from .smoothing import Smoothing, smooth, smooth_scale
 from .weights import checked_weights
@@ -84,13 +85,16 @@ def lsq(
 
 
 def weighted_by_inputs(x: Any, weights: Any, statistics: Any) -> Any:
-    """The importance of each element of a weight (out, in), from the moments of its inputs."""
-    diagonal = (
-        statistics.diag
-        if isinstance(statistics, Statistics)
-        else checked_hessian(statistics, x.shape[-1]).diagonal()
-    )
-    importance = checked_weights(diagonal, x, "statistics")
+    """The importance of each element of a weight (out, in...), from the moments of its inputs."""
+    inputs = x.shape[1:] or x.shape
+    if isinstance(statistics, Statistics):
+        diagonal = statistics.diag
+    else:
+        diagonal = checked_hessian(statistics, math.prod(inputs)).diagonal()
+    if diagonal.size != math.prod(inputs):
+        found = f"has {diagonal.size} inputs for a weight of shape {x.shape}"
+        raise bad("statistics", found, diagonal.size, f"{math.prod(inputs)}")
+    importance = checked_weights(relative(diagonal).reshape(inputs), x, "statistics")
     return importance if weights is None else importance * weights
 
 

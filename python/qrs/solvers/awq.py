@@ -23,7 +23,7 @@ from ..schemes import ColumnScaled, Offset, Rotated, Scheme
 from ..schemes.basis import as_float32
 from ..statistics import Statistics
 from . import lsq as scale_search
-from .hessian import Float64, checked_hessian
+from .hessian import Float64, checked_hessian, relative
 
 Float32 = NDArray[np.float32]
 
@@ -144,7 +144,7 @@ class _Search:
 
     def _searched(self, alpha: float) -> tuple[QTensor, Float32]:
         c = self.column_scale(alpha)
-        importance = (np.diagonal(self.h) * c.astype(np.float64) ** 2).astype(np.float32)
+        importance = relative(np.diagonal(self.h) * c.astype(np.float64) ** 2).astype(np.float32)
         weights = np.ascontiguousarray(np.broadcast_to(importance, self.w.shape))
         return scale_search.lsq(self.w / c, self.inner, self.backend, weights=weights), c
 

@@ -23,7 +23,7 @@ from ..errors import ArgTypeError, ArgValueError, DeviceError, KernelFault, bad
 from ..qtensor import QTensor
 from ..schemes import Codebook, Scheme
 from .code_values import CodeValues, check_fits, in_order, weight_rows
-from .hessian import Float64, checked_hessian
+from .hessian import Float64, checked_hessian, relative
 from .lsq import lsq
 from .polish import polished
 
@@ -118,7 +118,8 @@ class GPTQ:
             raise bad("statistics", f"is None for solver={str(self)!r}", None, expected)
         w = weight_rows(x, str(self))
         h = checked_hessian(statistics, w.shape[1])
-        importance = np.broadcast_to(np.diagonal(h).astype(np.float32), w.shape).reshape(x.shape)
+        of_inputs = relative(np.diagonal(h)).astype(np.float32)
+        importance = np.broadcast_to(of_inputs, w.shape).reshape(x.shape)
         if weights is not None:
             importance = importance * weights
         if scale is not None or zero_point is not None:

@@ -85,6 +85,16 @@ def _checked_asymmetry(hessian: Float64, name: str) -> float:
     return worst
 
 
+def relative(diagonal: Float64) -> Float64:
+    """A diagonal over its greatest: importance, whatever the multiple of the moments.
+
+    >>> relative(np.array([1e-60, 2e-60])).tolist()
+    [0.5, 1.0]
+    """
+    greatest = float(diagonal.max(initial=0.0))
+    return diagonal / greatest if greatest else diagonal
+
+
 def output_error(weight: Any, weight_hat: Any, hessian: Any) -> float:
     """The relative squared error of a layer's output: tr(E H E^T) / tr(W H W^T), E = W - W_hat.
 

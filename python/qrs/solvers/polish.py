@@ -68,7 +68,11 @@ def _refitted(
             wanted = (scale[:, group] + step).astype(np.float32)
         found = _as_stored(wanted, stored, backend)
         change = found.astype(np.float64) - scale[:, group]
-        better = (change * (2 * slope - change * curve) > 0) & np.isfinite(found) & (found != 0)
+        better = (
+            (change * (2 * slope - change * curve) > 0)
+            & np.isfinite(found)
+            & (found * scale[:, group] > 0)
+        )
         scale[better, group] = found[better]
         error[:, inputs] = w[:, inputs] - (units[:, inputs] * scale[:, [group]]).astype(np.float64)
     if np.array_equal(scale, values.scale):
