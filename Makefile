@@ -53,7 +53,9 @@ test-torch: $(VENV)-torch/.test ## The layer for training, with torch (5 GB) in 
 	@$(VENV)-torch/bin/python -m pytest tests/training tests/test_doctests.py -n 2
 
 .PHONY: demo-train
-demo-train: $(VENV)-torch/.demo ## Fine-tune a transformer on 4-bit weights, and draw its loss (minutes)
+demo-train: $(VENV)-torch/.demo ## Train quantized: networks on digits, a transformer on text (minutes)
+	$(SAY) 'Running examples/digits_qat.py: 8 to 2 bits, after and in training'
+	@$(VENV)-torch/bin/python examples/digits_qat.py
 	$(SAY) 'Running examples/qlora_text.py: QLoRA beside LoRA'
 	@$(VENV)-torch/bin/python examples/qlora_text.py
 

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch", reason="needs torch: pip install 'qrs-quant
 import qrs  # noqa: E402
 from qrs.torch.arrays import as_array  # noqa: E402
 from qrs.torch.fake_quantize import fake_quantize  # noqa: E402
-from qrs.torch.lsq import LSQ  # noqa: E402
+from qrs.torch.lsq import LSQ, as_groups, from_groups  # noqa: E402
 from refusals import refused  # noqa: E402
 
 SCHEMES = [
@@ -124,6 +124,58 @@ def test_a_step_begins_as_the_paper_says_and_exports_what_it_computes() -> None:
     assert torch.equal(again(x), lsq(x))
 
 
+def without_the_last_half_steps(x: "torch.Tensor", lsq: LSQ) -> "torch.Tensor":
+    """Values beyond the last code that round to it are clipped in the paper, and not in torch."""
+    s, z = lsq.scale().reshape(-1, 1), lsq.zero().reshape(-1, 1).float()
+    v = as_groups(x, lsq.scheme) / s + z
+    low, high = lsq.scheme.qmin, lsq.scheme.qmax
+    between = ((v >= low - 0.5) & (v <= low)) | ((v >= high) & (v <= high + 0.5))
+    return torch.where(from_groups(between, lsq.scheme, x.shape), torch.zeros(()), x)
+
+
+@pytest.mark.parametrize("scheme", ["int4-asym-axis0", "uint3", "uint8-axis1", "int4-g5-asym"])
+def test_gradients_of_learned_zero_points_are_those_of_torch(scheme: str) -> None:
+    """Its own operation, where the range is wider than the codes and where it is not."""
+    known = qrs.parse(scheme.replace("-asym-axis0", "-axis0-asym"))
+    x = normal(6, 10) + 0.5
+    lsq = LSQ(known, x, learn_zero_point=True)
+    stored = qrs.quantize(x.numpy(), known)
+    assert lsq.qtensor(x) == stored  # it begins with the range of the values
+    with torch.no_grad():
+        lsq.step.copy_(2.0 ** torch.floor(torch.log2(0.6 * lsq.step)))
+        lsq.zero_point.add_(0.3)
+    x = without_the_last_half_steps(x, lsq).requires_grad_()
+    y, upstream = lsq(x), normal(6, 10, seed=3)
+    (y * upstream).sum().backward()
+    assert as_array(y).tobytes() == lsq.qtensor(x).dequantize().tobytes()
+    other, rows = x.detach().clone().requires_grad_(), known.granularity.rows((6, 10))
+    moved = other.T if getattr(known.granularity, "axis", 0) == 1 else other
+    groups = moved.reshape(-1, rows.group_size)
+    step = lsq.step.detach().reshape(-1).clone().requires_grad_()
+    zero = lsq.zero_point.detach().reshape(-1).clone().requires_grad_()
+    factor = 1 / (rows.group_size * known.qmax) ** 0.5
+    z = torch._fake_quantize_learnable_per_channel_affine(
+        groups, step, zero, 0, known.qmin, known.qmax, factor
+    )
+    z = z.reshape(moved.shape).T if moved is not other else z.reshape(6, 10)
+    (z * upstream).sum().backward()
+    assert torch.equal(y, z)
+    assert torch.allclose(lsq.step.grad.reshape(-1), step.grad, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(lsq.zero_point.grad.reshape(-1), zero.grad, rtol=1e-4, atol=1e-5)
+    assert (zero.grad != 0).any()
+    assert torch.equal(x.grad, other.grad)
+
+
+@pytest.mark.parametrize("scheme", ["int4-g5", "int4-g5-f16", "int3-g10-flat", "int4-axis-1-bf16"])
+def test_steps_of_groups_and_of_other_dtypes_are_stored_as_they_are(scheme: str) -> None:
+    x = normal(4, 2, 10).requires_grad_()
+    lsq = LSQ(scheme, x)
+    y = lsq(x)
+    assert as_array(y).tobytes() == lsq.qtensor(x).dequantize().tobytes()
+    (y * normal(4, 2, 10, seed=1)).sum().backward()
+    assert lsq.step.grad.shape == lsq.step.shape and (lsq.step.grad != 0).all()
+
+
 def test_a_step_is_learned() -> None:
     """From a step that is far too small the error falls to that of the best step."""
     x = normal(1, 4096)
@@ -155,5 +207,16 @@ def test_bad_input() -> None:
     refused(fake_quantize, x, "int8", scale=torch.ones(3), arg="scale")
     refused(fake_quantize, x, "int9", arg="bits")
     refused(fake_quantize, x.to("meta"), "int8", error=qrs.DeviceError)
-    for scheme in ("int8-asym", "nf4", "int4-g2", "int4-g2-asym"):
+    for scheme in ("nf4", "int4-g3-ragged", "e4m3-axis0", "kmeans4"):
         refused(LSQ, scheme, x, arg="scheme")
+    refused(LSQ, "int8-asym", x, arg="learn_zero_point")
+    refused(LSQ, "int8", x, learn_zero_point=True, arg="learn_zero_point")
+    refused(LSQ, "uint8", x, learn_zero_point=1, arg="learn_zero_point", error=qrs.ArgTypeError)
+    lsq = LSQ("uint8", x, learn_zero_point=True)
+    with torch.no_grad():
+        lsq.zero_point.fill_(float("nan"))
+    refused(lsq, x, arg="zero_point")
+    with torch.no_grad():
+        lsq.zero_point.fill_(0)
+        lsq.step.fill_(float("nan"))
+    refused(lsq, x, arg="scale")

@@ -19,5 +19,18 @@ from .capture import capture
 from .fake_quantize import fake_quantize
 from .lsq import LSQ
 from .ptq import quantize_
+from .qat import FreezeSchedule, check_optimizer, checkpoint, convert, freeze, prepare_qat
 
-__all__ = ["LSQ", "capture", "fake_quantize", "lora", "quantize_"]
+__all__ = [
+    "LSQ",
+    "FreezeSchedule",
+    "capture",
+    "check_optimizer",
+    "checkpoint",
+    "convert",
+    "fake_quantize",
+    "freeze",
+    "lora",
+    "prepare_qat",
+    "quantize_",
+]

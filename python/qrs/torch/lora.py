@@ -117,7 +117,7 @@ def merge(
             continue
         with within(name):
             packed = packed_weight(weight, as_scheme(scheme), solver)
-        merged[id(layer)] = QuantizedLinear(packed, layer.bias, False, name)
+        merged[id(layer)] = QuantizedLinear(packed, layer.bias, None, name)
     replace(model, merged)
     return list(layers)
 

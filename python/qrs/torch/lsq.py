@@ -1,8 +1,9 @@
-"""Learned step sizes: scales that are trained beside the weights.
+"""Learned step sizes: scales, and zero points, that are trained beside the weights.
 
-Esser et al., "Learned Step Size Quantization", 2020. With v = x / s and codes from Qn to Qp the
-gradient of x_hat = s * round(clip(v, Qn, Qp)) with respect to s is round(v) - v inside, Qn below
-and Qp above (equation 3), times 1 / sqrt(N Qp) (section 2.2), N the values that share the step.
+Esser et al., "Learned Step Size Quantization", 2020. With v = x / s + z and codes from Qn to Qp the
+gradient of x_hat = s * (round(clip(v, Qn, Qp)) - z) with respect to s is round(v) - v inside,
+Qn - z below and Qp - z above (equation 3; Bhalgat et al., "LSQ+", 2020, for z), with respect to z 0
+inside and -s outside, both times 1 / sqrt(N Qp) (section 2.2), N the values that share the step.
 """
 
 from __future__ import annotations
@@ -11,93 +12,161 @@ from typing import Any
 
 import torch
 
-from ..errors import bad
-from ..granularity import PerAxis, PerTensor
+from ..api import quantize
+from ..errors import ArgTypeError, bad
+from ..granularity import PerAxis, PerGroup
+from ..qtensor import QTensor
 from ..schemes import Int, Scheme, as_scheme
+from .arrays import as_array, as_tensor
 from .fake_quantize import quantized_values
 
 __all__ = ["LSQ"]
 
+TINY = torch.finfo(torch.float32).tiny
+
 
 class LSQ(torch.nn.Module):
-    """Fake quantization with a step that is learned, one for the tensor or one for each channel.
+    """Fake quantization with steps that are learned: of the tensor, of each channel or each group.
 
     Parameters
     ----------
-    scheme : symmetric integers, or unsigned ones (whose zero point is 0 here), per tensor or axis.
-    x : what the steps begin with: 2 mean|x| / sqrt(Qp) of each (section 2.1).
+    scheme : integers, with groups that divide the last axis.
+    x : what the steps begin with: 2 mean|x| / sqrt(Qp) of each (section 2.1), or where zero points
+        are learned the scale and zero point that `qrs.quantize` takes.
+    learn_zero_point : whether zero points are learned too. Without it they are 0, which unsigned
+        codes take for the outputs of a ReLU.
 
-    `step` is the parameter; `qrs.quantize(x, scheme, scale=lsq.scale())` stores what was trained,
-    bit for bit.
+    `step` and, if it is learned, `zero_point` are the parameters, in the shape of the stored ones;
+    `qtensor(x)` stores what was trained, bit for bit what `forward` computes.
 
     >>> lsq = LSQ("int4", torch.tensor([1.0, -3.0]))
     >>> round(lsq.step.item(), 4), lsq.scheme.qmax  # 2 * 2 / sqrt(7)
     (1.5119, 7)
     """
 
-    def __init__(self, scheme: Scheme | str, x: torch.Tensor) -> None:
+    def __init__(
+        self, scheme: Scheme | str, x: torch.Tensor, *, learn_zero_point: bool = False
+    ) -> None:
         super().__init__()
-        self.scheme = checked(as_scheme(scheme))
-        mean = x.detach().abs().float()
-        if isinstance(self.scheme.granularity, PerAxis):
-            axis = self.scheme.granularity.axis % x.ndim
-            mean = mean.mean(dim=[a for a in range(x.ndim) if a != axis])
+        self.scheme = checked(as_scheme(scheme), learn_zero_point)
+        zero = None
+        if learn_zero_point:
+            qt = quantize(as_array(x), self.scheme)
+            step, zero = as_tensor(qt.scale).float(), as_tensor(qt.zero_point).float()
         else:
-            mean = mean.mean()
-        step = 2 * mean / self.scheme.qmax**0.5
-        tiny = torch.finfo(torch.float32).tiny
-        self.step = torch.nn.Parameter(torch.where(step > tiny, step, torch.ones_like(step)))
+            mean = as_groups(x.detach().abs().float(), self.scheme).mean(dim=1)
+            step = 2 * mean / self.scheme.qmax**0.5
+            step = torch.where(step > TINY, step, torch.ones_like(step))
+            step = step.reshape(self.scheme.granularity.scale_shape(tuple(x.shape)))
+        self.step = torch.nn.Parameter(step)
+        self.zero_point = None if zero is None else torch.nn.Parameter(zero)
 
     def scale(self) -> torch.Tensor:
-        """The steps as they are: positive, of the shape that the scheme stores."""
-        return self.step.detach().abs().clamp(min=torch.finfo(torch.float32).tiny)
+        """The steps as they are stored: positive, of the shape and precision of the scheme's."""
+        stored = getattr(torch, self.scheme.scale_dtype)
+        least = torch.finfo(stored).tiny
+        return self.step.detach().abs().clamp(min=least).to(stored).float()
+
+    def zero(self) -> torch.Tensor | None:
+        """Zero points as they are stored, of the dtype of codes; None of symmetric schemes."""
+        if self.scheme.symmetric:
+            return None
+        scheme, dtype = self.scheme, torch.int8 if self.scheme.signed else torch.uint8
+        if self.zero_point is None:
+            return torch.zeros_like(self.step, dtype=dtype)
+        rounded = self.zero_point.detach().round()
+        if not bool(torch.isfinite(rounded).all()):
+            found = "has NaN or infinite values"
+            raise bad("zero_point", found, rounded, "finite numbers")
+        return rounded.clamp(scheme.qmin, scheme.qmax).to(dtype)
+
+    def qtensor(self, x: torch.Tensor) -> QTensor:
+        """`x` quantized with what was learned."""
+        zero = self.zero()
+        z = None if zero is None else as_array(zero)
+        return quantize(as_array(x), self.scheme, scale=as_array(self.scale()), zero_point=z)
 
     @torch.compiler.disable
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x_hat, in the shape and dtype of `x`."""
-        result: torch.Tensor = _LearnedStep.apply(x, self.step, self.scale(), self.scheme)
+        scale, zero = self.scale(), self.zero()
+        parameters = self.step, self.zero_point, scale, zero
+        result: torch.Tensor = _LearnedStep.apply(x, *parameters, self.scheme)
         return result
+
+    def extra_repr(self) -> str:
+        return f"{self.scheme}{'' if self.zero_point is None else ', learned zero point'}"
 
 
 class _LearnedStep(torch.autograd.Function):
-    """Equations 1 to 3."""
+    """The forward pass of qrs, and the gradients of equation 3."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any, step: Any, scale: Any, scheme: Int) -> Any:
+    def forward(
+        ctx: Any, x: Any, step: Any, zero_point: Any, scale: Any, zero: Any, scheme: Int
+    ) -> Any:
         ctx.scheme = scheme
-        ctx.save_for_backward(x, step, scale)
-        zero_point = None if scheme.symmetric else torch.zeros_like(scale, dtype=torch.uint8)
-        return quantized_values(x, scheme, scale, zero_point)
+        ctx.save_for_backward(x, step, zero_point, scale, zero)
+        return quantized_values(x, scheme, scale, zero)
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
-        x, step, scale = ctx.saved_tensors
+        x, step, zero_point, scale, zero = ctx.saved_tensors
         scheme = ctx.scheme
-        each = along_axis(scale, scheme, x.ndim)
-        v = x / each
+        s = scale.reshape(-1, 1)
+        z = torch.zeros_like(s) if zero is None else zero.float().reshape(-1, 1)
+        v = as_groups(x, scheme) / s + z
+        dy = as_groups(grad, scheme)
         code = torch.round(v).clamp(scheme.qmin, scheme.qmax)
         within = (v > scheme.qmin) & (v < scheme.qmax)
-        of_step = torch.where(within, code - v, code) * grad
-        axes = [a for a in range(x.ndim) if each.ndim == 0 or each.shape[a] == 1]
-        total = of_step.float().sum(dim=axes).reshape(step.shape) if axes else of_step.float()
-        share = 1.0 / (x.numel() / step.numel() * scheme.qmax) ** 0.5
+        share = 1.0 / (v.shape[1] * scheme.qmax) ** 0.5
+        of_step = (torch.where(within, code - v, code - z) * dy).float().sum(dim=1) * share
         # What is stored is |step|.
-        return grad * within, total * share * torch.sign(step), None, None
+        d_step = of_step.reshape(step.shape) * torch.sign(step)
+        d_zero = None
+        if zero_point is not None:
+            outside = (dy * ~within).float().sum(dim=1) * share
+            d_zero = (-s[:, 0] * outside).reshape(step.shape)
+        d_x = from_groups(dy * within, scheme, grad.shape)
+        return d_x, d_step.to(step.dtype), d_zero, None, None, None
 
 
-def along_axis(scale: torch.Tensor, scheme: Int, ndim: int) -> torch.Tensor:
-    """Scales of channels in a shape that broadcasts over the tensor."""
+def as_groups(x: torch.Tensor, scheme: Int) -> torch.Tensor:
+    """(groups, values): what shares a step in one row.
+
+    >>> as_groups(torch.tensor([[1, 2], [3, 4]]), Int(8, axis=1)).tolist()
+    [[1, 3], [2, 4]]
+    """
+    granularity = scheme.granularity
+    if isinstance(granularity, PerGroup):
+        return x.reshape(-1, granularity.group_size)
+    if isinstance(granularity, PerAxis):
+        return x.movedim(granularity.axis, 0).flatten(1)
+    return x.reshape(1, -1)
+
+
+def from_groups(groups: torch.Tensor, scheme: Int, shape: torch.Size) -> torch.Tensor:
+    """The inverse of `as_groups`."""
     if not isinstance(scheme.granularity, PerAxis):
-        return scale
-    shape = [1] * ndim
-    shape[scheme.granularity.axis % ndim] = -1
-    return scale.reshape(shape)
+        return groups.reshape(shape)
+    axis = scheme.granularity.axis % len(shape)
+    moved = (shape[axis], *shape[:axis], *shape[axis + 1 :])
+    return groups.reshape(moved).movedim(0, axis)
 
 
-def checked(scheme: Scheme) -> Int:
-    """Integers whose zero is the code 0."""
-    known = isinstance(scheme, Int) and isinstance(scheme.granularity, PerTensor | PerAxis)
-    if not isinstance(scheme, Int) or not known or (scheme.signed and not scheme.symmetric):
-        expected = "symmetric or unsigned integers per tensor or axis, such as 'int4-axis0'"
+def checked(scheme: Scheme, learn_zero_point: bool) -> Int:
+    """Integers whose zero is the code 0, or is learned."""
+    known = isinstance(scheme, Int) and not getattr(scheme.granularity, "ragged", False)
+    if not isinstance(learn_zero_point, bool):
+        found = f"got {learn_zero_point!r}"
+        raise bad("learn_zero_point", found, learn_zero_point, "True or False", ArgTypeError)
+    if not isinstance(scheme, Int) or not known:
+        expected = "integers whose groups divide the last axis, such as 'int4-axis0'"
         raise bad("scheme", f"got {scheme}", str(scheme), expected)
+    if learn_zero_point and scheme.symmetric:
+        found, expected = f"got True for {scheme}", "False: symmetric schemes have none"
+        raise bad("learn_zero_point", found, True, expected)
+    if scheme.signed and not scheme.symmetric and not learn_zero_point:
+        found, expected = f"got False for {scheme}", "True, or unsigned codes whose zero is 0"
+        raise bad("learn_zero_point", found, False, expected)
     return scheme

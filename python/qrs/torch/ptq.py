@@ -3,59 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from ..calibration import Calibration
 from ..errors import ArgTypeError, bad
-from ..granularity import PerAxis, PerTensor
-from ..schemes import Codebook, Scheme, as_scheme
+from ..nn import Static
+from ..schemes import Codebook, Scheme
 from ..solvers import GPTQ, Solver, as_solver, minmax
 from ..statistics import Statistics
-from .modules import Report, checked_model, choose, matches, replace, tied, weights_of, within
+from .modules import Report, checked_model, replace, weights_of, within
 from .packed import PackedWeight, packed_weight
-from .quantized import Quantized, QuantizedConv, QuantizedEmbedding, QuantizedLinear
+from .quantized import Quantized, quantized_module
+from .spec import DYNAMIC, PER_BATCH, PER_TOKEN, STATIC, Spec, assigned, place
 
-KEEP = "keep"
-DYNAMIC = "-dynamic"
 CAPTURE = "qrs.torch.capture(model, batches)"
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
-KINDS = (nn.Linear, *CONVOLUTIONS, nn.Embedding)
-
-
-@dataclass(frozen=True)
-class Spec:
-    """How weights are stored, and whether products are in integers.
-
-    >>> str(Spec.parse("int8-dynamic")), str(Spec.parse("int4-g128"))
-    ('int8-axis0-dynamic', 'int4-g128')
-    """
-
-    scheme: Scheme
-    dynamic: bool = False
-
-    @classmethod
-    def parse(cls, value: Any) -> Spec | None:
-        """The spec of a scheme or a string; None of "keep"."""
-        if isinstance(value, str) and value == KEEP:
-            return None
-        dynamic = isinstance(value, str) and value.endswith(DYNAMIC)
-        scheme = as_scheme(value.removesuffix(DYNAMIC) if dynamic else value)
-        if dynamic and isinstance(scheme.granularity, PerTensor):
-            scheme = scheme.with_granularity(PerAxis(0))
-        return cls(scheme, dynamic)
-
-    def refusal(self, module: nn.Module) -> str | None:
-        """Why a module cannot have it; None where it can."""
-        if isinstance(module, CONVOLUTIONS) and not self.dynamic:
-            return f"convolutions multiply integers: '{DYNAMIC[1:]}' schemes, not {self}"
-        return None
-
-    def __str__(self) -> str:
-        return f"{self.scheme}{DYNAMIC if self.dynamic else ''}"
+STATIC_INPUTS = "uint8"
+"""What inputs become in a known range."""
 
 
 def quantize_(
@@ -74,13 +40,15 @@ def quantize_(
     recipe : what weights become, a scheme or its string: "int4-g128" leaves inputs float; one that
         ends in "-dynamic" quantizes them in each call and multiplies integers, "int8-dynamic" with
         a scale for each output of the weight and each token of the input (for each image batch of a
-        convolution), "int4-g128-dynamic" with one for each group. Or a mapping from patterns of
-        module names to these or "keep", of which the first that matches holds, names before
-        patterns; layers that none matches stay.
+        convolution), "int4-g128-dynamic" with one for each group; "-static" the same in the range
+        that `statistics` have of the input, as uint8. Or a mapping from patterns of module names
+        to these or "keep", of which the first that matches holds, names before patterns; layers
+        that none matches stay.
     skip : patterns of modules to leave alone.
     solver : see `qrs.quantize`. Those that need second moments take them from `statistics`.
-    statistics : what `qrs.torch.capture` returned. Tables of embeddings, whose inputs are no
-        numbers, are quantized without, by "lsq" where a solver needs them.
+    statistics : what `qrs.torch.capture` returned, or its second moments alone. Tables of
+        embeddings, whose inputs are no numbers, are quantized without, by "lsq" where a solver
+        needs them.
     strict : whether a layer that matches and cannot be quantized is an error; else it is in `left`
         of the report, unless its whole name was given.
 
@@ -94,28 +62,11 @@ def quantize_(
     {'0': 'int8-axis0-dynamic'}
     """
     checked_model(model)
-    rules = recipe if isinstance(recipe, Mapping) else {"*": recipe}
-    specs = {pattern: Spec.parse(value) for pattern, value in rules.items()}
-    choice = choose(model, KINDS, specs, skip, strict)
-    chosen: dict[str, tuple[Any, Spec]] = {}
-    left = dict(choice.left)
-    for name, module in choice.chosen.items():
-        pattern = matches(name, specs)
-        spec = specs[str(pattern)]
-        why = "kept" if spec is None else spec.refusal(module)
-        if spec is not None and why is None:
-            chosen[name] = module, spec
-        elif spec is not None and (strict or pattern == name):
-            raise bad(f"module {name!r}", str(why), str(spec), "a scheme that fits it")
-        else:
-            left[name] = str(why)
-    if not chosen:
-        raise bad("recipe", "leaves every layer as it is", recipe, "a scheme for one of them")
-    _check_ties(model, chosen)
-    made = _made(chosen, as_solver(solver), statistics)
-    replace(model, {id(chosen[name][0]): module for name, module in made.items()})
-    how = {name: str(chosen[name][1]) for name in made}
-    return Report.of(how, left, weights_of(made.values()))
+    plan = assigned(model, recipe, skip, strict)
+    made = _made(plan.chosen, as_solver(solver), statistics)
+    replace(model, {id(plan.chosen[name][0]): module for name, module in made.items()})
+    how = {name: str(plan.chosen[name][1]) for name in made}
+    return Report.of(how, plan.left, weights_of(made.values()))
 
 
 def _made(
@@ -128,25 +79,29 @@ def _made(
     by_inputs = sorted(chosen, key=lambda name: isinstance(chosen[name][0], nn.Embedding))
     for name in by_inputs:
         module, spec = chosen[name]
-        at = _place(module)
+        at = place(module)
         if at not in packed:
             with within(name):
                 packed[at] = _packed(name, module, spec.scheme, solver, known)
     made: dict[str, Quantized] = {}
     for name, (module, spec) in chosen.items():
         with within(name):
-            made[name] = _module(packed[_place(module)], module, spec, name)
+            inputs = inputs_of(module, spec, name, statistics)
+            made[name] = quantized_module(packed[place(module)], module, inputs, name)
             made[name].layer()  # raises where the kernels do not take it
     return made
 
 
-def _module(weight: PackedWeight, module: Any, spec: Spec, name: str) -> Quantized:
-    """What takes the place of one module."""
-    if isinstance(module, nn.Embedding):
-        return QuantizedEmbedding(weight, None, name)
-    if isinstance(module, nn.Linear):
-        return QuantizedLinear(weight, module.bias, spec.dynamic, name)
-    return QuantizedConv(weight, module, name)
+def inputs_of(module: nn.Module, spec: Spec, name: str, statistics: Any) -> str | Static | None:
+    """What becomes of the input of a layer."""
+    if isinstance(module, nn.Embedding) or spec.inputs is None:
+        return None
+    if spec.inputs == DYNAMIC:
+        return PER_TOKEN if isinstance(module, nn.Linear) else PER_BATCH
+    if not isinstance(statistics, Calibration) or name not in statistics:
+        found = f"have no range of the input of {name!r}, which {spec} wants"
+        raise bad("statistics", found, name, CAPTURE)
+    return Static.of(statistics[name], STATIC_INPUTS)
 
 
 def _packed(
@@ -161,6 +116,8 @@ def _packed(
             have = ", ".join(list(known)[:8]) or "nothing"
             raise bad("statistics", f"has {have}", name, f"moments of the inputs: {CAPTURE}")
         return packed_weight(weight, scheme, solver, found)
+    if solver is minmax and not _is_learned(scheme):
+        found = None
     importance = None if found is None else found.diag
     if importance is not None and importance.size != weight[0].numel():
         expected = f"{weight[0].numel()} features"
@@ -187,7 +144,8 @@ def _known_statistics(
     if not isinstance(known, Mapping) or not all(isinstance(s, Statistics) for s in known.values()):
         found = f"got {type(statistics).__name__}"
         raise bad("statistics", found, type(statistics), f"a Calibration: {CAPTURE}", ArgTypeError)
-    if solver is minmax and not any(_is_learned(spec.scheme) for spec in specs):
+    wanted = any(_is_learned(spec.scheme) or spec.inputs == STATIC for spec in specs)
+    if solver is minmax and not wanted:
         found = "given, and solver 'minmax' looks at the weight alone"
         raise bad("statistics", found, len(known), "solver='lsq' or 'gptq' beside them")
     return known
@@ -195,17 +153,3 @@ def _known_statistics(
 
 def _is_learned(scheme: Scheme) -> bool:
     return isinstance(scheme, Codebook) and scheme.is_learned
-
-
-def _check_ties(model: nn.Module, chosen: Mapping[str, tuple[Any, Spec]]) -> None:
-    """Raise where modules that share a weight would no longer do."""
-    for names in tied(model).values():
-        specs = {name: chosen[name][1] for name in names if name in chosen}
-        if specs and (len(specs) < len(names) or len(set(map(str, specs.values()))) > 1):
-            how = ", ".join(f"{name!r} {specs.get(name, KEEP)}" for name in names)
-            first, expected = next(iter(specs)), "the same for all, or skip= for all"
-            raise bad(f"module {first!r}", f"shares its weight: {how}", names, expected)
-
-
-def _place(module: Any) -> int:
-    return int(module.weight.data_ptr())

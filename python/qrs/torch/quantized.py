@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,27 +15,51 @@ from .arrays import as_array, as_tensor
 from .modules import within
 from .packed import INTEGERS, Key, PackedWeight, check_features, check_tensor
 
-PER_TOKEN, PER_BATCH = "int8-axis0", "uint8"
-"""What inputs become where products are in integers, of `Linear` and of convolutions."""
-
 
 class Quantized(nn.Module):
-    """A layer of `qrs.nn` over the memory of buffers; it is made anew when they change."""
+    """A layer of `qrs.nn` over the memory of buffers; it is made anew when they change.
 
-    def __init__(self, weight: PackedWeight, bias: torch.Tensor | None, name: str) -> None:
+    `inputs` is what becomes of the input, as `qrs.nn` takes it. A calibrated range is two buffers.
+    """
+
+    def __init__(
+        self,
+        weight: PackedWeight,
+        bias: torch.Tensor | None,
+        inputs: str | layers.Static | None,
+        name: str,
+    ) -> None:
         super().__init__()
         self.name, self.weight = name, weight
         self.register_buffer("bias", None if bias is None else bias.detach())
+        if isinstance(inputs, layers.Static):
+            scale, zero_point = inputs.state("input").values()
+            # As bytes, which half() does not change.
+            self.register_buffer("input_scale", as_tensor(scale.reshape(1).view(np.uint8)))
+            self.register_buffer("input_zero_point", as_tensor(zero_point))
+        self.inputs = inputs.scheme if isinstance(inputs, layers.Static) else inputs
         self._made: tuple[Key, Any] | None = None
 
     def layer(self) -> Any:
         """The layer of `qrs.nn`."""
-        bias = self._buffers["bias"]
-        key = self.weight.key() + (() if bias is None else ((bias.data_ptr(), bias._version),))
+        own = [buffer for buffer in self._buffers.values() if buffer is not None]
+        key = self.weight.key() + tuple((b.data_ptr(), b._version) for b in own)
         if self._made is None or self._made[0] != key:
+            bias = self._buffers["bias"]
             given = None if bias is None else as_array(bias)
-            self._made = key, self.make(self.weight.qtensor(), given)
+            self._made = key, self.make(self.weight.qtensor(), given, self._activation())
         return self._made[1]
+
+    def _activation(self) -> Any:
+        """The argument of layers."""
+        if self.inputs is None or "input_scale" not in self._buffers:
+            return self.inputs
+        scale, zero_point = (as_array(b.cpu()) for b in (self.input_scale, self.input_zero_point))
+        return layers.Static(self.inputs, scale.view(np.float32)[0], zero_point)
+
+    def make(self, weight: QTensor, bias: Any, activation: Any) -> Any:
+        """The layer of these."""
+        raise NotImplementedError
 
     def run(self, x: Any) -> Any:
         """The layer on an array; errors name the module."""
@@ -48,14 +73,8 @@ class Quantized(nn.Module):
 class QuantizedLinear(Quantized):
     """`qrs.nn.Linear` for tensors: x (..., in) of floats -> (..., out) in its dtype."""
 
-    def __init__(
-        self, weight: PackedWeight, bias: torch.Tensor | None, dynamic: bool, name: str
-    ) -> None:
-        super().__init__(weight, bias, name)
-        self.activation = PER_TOKEN if dynamic else None
-
-    def make(self, weight: QTensor, bias: Any) -> Any:
-        return layers.Linear(weight, bias, activation=self.activation)
+    def make(self, weight: QTensor, bias: Any, activation: Any) -> Any:
+        return layers.Linear(weight, bias, activation=activation)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_tensor(x, self.weight, self.name)
@@ -64,18 +83,20 @@ class QuantizedLinear(Quantized):
 
 
 class QuantizedConv(Quantized):
-    """`qrs.nn.Conv1d` or `Conv2d` for tensors of batches."""
+    """`qrs.nn.Conv1d` or `Conv2d` for tensors of batches; `module` has the settings."""
 
-    def __init__(self, weight: PackedWeight, module: Any, name: str) -> None:
-        super().__init__(weight, module.bias, name)
+    def __init__(
+        self, weight: PackedWeight, bias: torch.Tensor | None, inputs: Any, name: str, module: Any
+    ) -> None:
+        super().__init__(weight, bias, inputs, name)
         self.settings = {
             "stride": module.stride, "padding": margins(module), "dilation": module.dilation,
             "groups": module.groups,
         }  # fmt: skip
 
-    def make(self, weight: QTensor, bias: Any) -> Any:
+    def make(self, weight: QTensor, bias: Any, activation: Any) -> Any:
         kind = layers.Conv1d if len(self.weight.shape) == 3 else layers.Conv2d
-        return kind(weight, bias, activation=PER_BATCH, **self.settings)
+        return kind(weight, bias, activation=activation, **self.settings)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         check_tensor(x, self.weight, self.name)
@@ -102,12 +123,23 @@ def margins(module: Any) -> tuple[int, ...]:
 class QuantizedEmbedding(Quantized):
     """`qrs.nn.Embedding` for tensors: integers of any shape -> (..., features)."""
 
-    def make(self, weight: QTensor, bias: Any) -> Any:
+    def make(self, weight: QTensor, bias: Any, activation: Any) -> Any:
         return layers.Embedding(weight)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         check_tensor(tokens, self.weight, self.name, INTEGERS)
         return as_tensor(self.run(as_array(tokens))).to(self.weight.dtype)
+
+
+def quantized_module(
+    weight: PackedWeight, module: Any, inputs: str | layers.Static | None, name: str
+) -> Quantized:
+    """What takes the place of a module of torch, or of one that was trained for it."""
+    if isinstance(module, nn.Embedding):
+        return QuantizedEmbedding(weight, None, None, name)
+    if isinstance(module, nn.Linear):
+        return QuantizedLinear(weight, module.bias, inputs, name)
+    return QuantizedConv(weight, module.bias, inputs, name, module)
 
 
 class Inference(torch.autograd.Function):

@@ -1,0 +1,105 @@
+"""What becomes of the inputs of layers in quantization-aware training."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...errors import bad
+from ...nn import Static
+from ...observers import MinMax, Observer
+from ...observers.base import from_state
+from ...schemes import Int
+from ..arrays import as_array, as_tensor
+from ..fake_quantize import fake_quantize
+
+
+class PerCall(nn.Module):
+    """Inputs quantized in the range that they have in each call: of each token, or of them all."""
+
+    def __init__(self, scheme: str) -> None:
+        super().__init__()
+        self.scheme = scheme
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.numel() == 0:
+            return x
+        rows = x.reshape(-1, x.shape[-1]) if x.ndim else x
+        return fake_quantize(rows, self.scheme).reshape(x.shape)
+
+    def activation(self) -> str:
+        """As layers of `qrs.nn` take it."""
+        return self.scheme
+
+    def extra_repr(self) -> str:
+        return self.scheme
+
+
+class Observed(nn.Module):
+    """Inputs quantized in the range that an observer makes of what it sees in training mode.
+
+    The buffers `observing` and `quantizing` say what a call does; `qrs.torch.freeze` and
+    `FreezeSchedule` set them. All of it, what the observer has seen too, is in the state dict.
+    """
+
+    def __init__(self, scheme: Int, observer: Observer) -> None:
+        super().__init__()
+        self.scheme, self.observer = scheme, observer
+        self.register_buffer("observing", torch.tensor(True))
+        self.register_buffer("quantizing", torch.tensor(True))
+        self._range: Static | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and bool(self.observing) and x.numel():
+            self._observe(x.detach())
+        if not bool(self.quantizing):
+            return x
+        found = self.activation()
+        scale, zero_point = (as_tensor(a).to(x.device) for a in found.state("input").values())
+        z = None if self.scheme.symmetric else zero_point
+        return fake_quantize(x, self.scheme, scale=scale, zero_point=z)
+
+    def activation(self) -> Static:
+        """The range so far, as layers of `qrs.nn` take it; raises where nothing was seen."""
+        if self._range is None:
+            if self.observer.lo is None:
+                expected = "a forward pass in training mode, which observes them"
+                raise bad("inputs", "have not been seen yet", None, expected)
+            self._range = Static.of(self.observer, self.scheme)
+        return self._range
+
+    def _observe(self, x: torch.Tensor) -> None:
+        """Extremes are found where the tensor is; other observers want all of it on the host."""
+        values = x.float()
+        if isinstance(self.observer, MinMax):
+            ends = torch.stack(torch.aminmax(values))
+            values = ends if bool(torch.isfinite(ends).all()) else values
+        self.observer.update(as_array(values.cpu().contiguous()))
+        self._range = None
+
+    def get_extra_state(self) -> torch.Tensor:
+        """What the observer has seen, as the bytes of an npz file."""
+        file = io.BytesIO()
+        np.savez(file, **self.observer.state())  # type: ignore[arg-type]
+        return as_tensor(np.frombuffer(file.getvalue(), np.uint8).copy())
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take over what `get_extra_state` returned."""
+        try:
+            with np.load(io.BytesIO(bytes(as_array(state.cpu()))), allow_pickle=False) as parts:
+                self.observer = from_state(dict(parts))
+        except (ValueError, OSError, EOFError, AttributeError, BadZipFile) as error:
+            found, expected = f"is no state of an observer: {error}", "that of a prepared model"
+            raise bad("state_dict", found, type(state), expected) from None
+        self._range = None
+
+    def extra_repr(self) -> str:
+        return f"{self.scheme}, {self.observer}"
+
+
+Inputs = PerCall | Observed

@@ -1,0 +1,109 @@
+"""Recipes: what the layers of a model become, by patterns of their names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..errors import bad
+from ..granularity import PerAxis, PerTensor
+from ..schemes import Scheme, as_scheme
+from .modules import choose, matches, tied
+
+KEEP = "keep"
+DYNAMIC, STATIC = "dynamic", "static"
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+KINDS = (nn.Linear, *CONVOLUTIONS, nn.Embedding)
+
+PER_TOKEN, PER_BATCH = "int8-axis0", "uint8"
+"""What inputs become in each call of `Linear`, and of convolutions."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How weights are stored, and what becomes of inputs.
+
+    >>> str(Spec.parse("int8-dynamic")), str(Spec.parse("int4-g128"))
+    ('int8-axis0-dynamic', 'int4-g128')
+    """
+
+    scheme: Scheme
+    inputs: str | None = None
+    """None: they stay floats; "dynamic", quantized in each call; "static", in a known range."""
+
+    @classmethod
+    def parse(cls, value: Any) -> Spec | None:
+        """The spec of a scheme or a string; None of "keep"."""
+        inputs = None
+        if isinstance(value, str):
+            if value == KEEP:
+                return None
+            stem, _, last = value.rpartition("-")
+            value, inputs = (stem, last) if last in (DYNAMIC, STATIC) else (value, None)
+        scheme = as_scheme(value)
+        if inputs and isinstance(scheme.granularity, PerTensor):
+            scheme = scheme.with_granularity(PerAxis(0))
+        return cls(scheme, inputs)
+
+    def refusal(self, module: nn.Module) -> str | None:
+        """Why a module cannot have it; None where it can."""
+        if isinstance(module, CONVOLUTIONS) and self.inputs is None:
+            kinds = f"'-{DYNAMIC}' or '-{STATIC}'"
+            return f"convolutions multiply integers: {kinds} schemes, not {self}"
+        return None
+
+    def __str__(self) -> str:
+        return f"{self.scheme}-{self.inputs}" if self.inputs else str(self.scheme)
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """Modules with their specs by name, and why others stay."""
+
+    chosen: dict[str, tuple[Any, Spec]]
+    left: dict[str, str]
+
+
+def assigned(model: nn.Module, recipe: Any, skip: Iterable[str], strict: bool) -> Assigned:
+    """What the recipe says of each layer: see `quantize_`.
+
+    Raises where it says nothing, or of modules that share a weight not the same.
+    """
+    rules = recipe if isinstance(recipe, Mapping) else {"*": recipe}
+    specs = {pattern: Spec.parse(value) for pattern, value in rules.items()}
+    choice = choose(model, KINDS, specs, skip, strict)
+    chosen: dict[str, tuple[Any, Spec]] = {}
+    left = dict(choice.left)
+    for name, module in choice.chosen.items():
+        pattern = matches(name, specs)
+        spec = specs[str(pattern)]
+        why = "kept" if spec is None else spec.refusal(module)
+        if spec is not None and why is None:
+            chosen[name] = module, spec
+        elif spec is not None and (strict or pattern == name):
+            raise bad(f"module {name!r}", str(why), str(spec), "a scheme that fits it")
+        else:
+            left[name] = str(why)
+    if not chosen:
+        raise bad("recipe", "leaves every layer as it is", recipe, "a scheme for one of them")
+    _check_ties(model, chosen)
+    return Assigned(chosen, left)
+
+
+def place(module: Any) -> int:
+    """Where the weight of a module is: the same for those that share it."""
+    return int(module.weight.data_ptr())
+
+
+def _check_ties(model: nn.Module, chosen: Mapping[str, tuple[Any, Spec]]) -> None:
+    """Raise where modules that share a weight would no longer do."""
+    for names in tied(model).values():
+        specs = {name: chosen[name][1] for name in names if name in chosen}
+        if specs and (len(specs) < len(names) or len({str(s.scheme) for s in specs.values()}) > 1):
+            how = ", ".join(f"{name!r} {specs.get(name, KEEP)}" for name in names)
+            first, expected = next(iter(specs)), "the same for all, or skip= for all"
+            raise bad(f"module {first!r}", f"shares its weight: {how}", names, expected)
