@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import qrs
+from gradient_calls import GRADIENTS
 from processes import run
 from product_calls import PRODUCT_OPERATIONS, SOLVING
 from qrs import backends
@@ -186,7 +187,7 @@ def test_operations_are_those_of_the_reference():
     assert (
         "pack_bits", "unpack_bits", "group_range", "choose_qparams_affine", "quantize_affine",
         "dequantize_affine", "quantize_affine_packed", "dequantize_affine_packed",
-        "fake_quantize_affine", "encode_float", "decode_float", "choose_scale_float",
+        "fake_quantize_affine", *GRADIENTS, "encode_float", "decode_float", "choose_scale_float",
         "choose_scale_float_nested", "quantize_float", "dequantize_float",
         "quantize_float_packed", "dequantize_float_packed", "choose_scale_codebook",
         "quantize_codebook", "dequantize_codebook", "center_scales", "choose_scale_lsq",

@@ -5,6 +5,7 @@ import pytest
 
 from codebook_calls import BOOK_ARGUMENTS, BOOK_RULES, BookCase
 from cuda_machines import GPU, differing, machine, reference_call
+from gradient_calls import GRADIENTS
 from kernel_calls import ARGUMENTS, RULES, Case
 from kmeans_calls import KMEANS_ARGUMENTS
 from product_calls import PRODUCT_OPERATIONS, SOLVING
@@ -54,7 +55,7 @@ def test_more_than_three_turns(there: str, dtype: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(launch, "_BLOCKS_PER_PROCESSOR", 1)
     x = np.random.default_rng(1).standard_normal((131, 512), np.float32).astype(dtype)
     calls = calls_of_all(x)
-    clustering = {*KMEANS_ARGUMENTS, "kmeans_1d", *SOLVING}  # CuPy's own kernels, and none
+    clustering = {*KMEANS_ARGUMENTS, "kmeans_1d", *SOLVING, *GRADIENTS}  # CuPy's, and none
     layers = set(PRODUCT_OPERATIONS)  # test_cuda_products.py
     assert {op for op, _ in calls} == set(OPERATIONS) - clustering - layers
     with machine(there).launching() as launches:

@@ -16,6 +16,7 @@ import pytest
 
 from codebook_calls import BOOK_ARGUMENTS
 from float_calls import FLOAT_ARGUMENTS
+from gradient_calls import GRADIENTS
 from kernel_calls import (
     ARGUMENTS,
     LEVELS,
@@ -82,9 +83,9 @@ def differing(results: dict[str, tuple], call_rust: Callable[[str], tuple]) -> l
 
 def test_rust_overrides_every_operation():
     known = {*ARGUMENTS, *FLOAT_ARGUMENTS, *BOOK_ARGUMENTS, *KMEANS_ARGUMENTS, "kmeans_1d"}
-    # Those of layers: test_int8_matmul.py, test_grouped_matmul.py, test_functional.py; and of
-    # solvers: test_solving.py.
-    assert set(OPERATIONS) == known | {*PRODUCT_OPERATIONS, *SOLVING}
+    # Those of layers: test_int8_matmul.py, test_grouped_matmul.py, test_functional.py; of
+    # solvers: test_solving.py; of gradients: test_gradients.py.
+    assert set(OPERATIONS) == known | {*GRADIENTS, *PRODUCT_OPERATIONS, *SOLVING}
     assert not [op for op in OPERATIONS if getattr(Rust, op) is getattr(Reference, op)]
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "choose_scale_float",
     "choose_scale_float_nested",
     "choose_scale_lsq",
+    "clip_gradient_affine",
     "column_absmax",
     "conv_int8",
     "decode_float",
@@ -136,6 +137,17 @@ def fake_quantize_affine(
     scale_dtype: str,
     scale: NDArray[float32] | None,
     zero_point: NDArray[int32] | None,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]: ...
+def clip_gradient_affine(
+    dy: NDArray[Any],
+    x: NDArray[Any],
+    dtype: str,
+    group_size: int,
+    scale: NDArray[float32],
+    zero_point: NDArray[int32] | None,
+    qmin: int,
+    qmax: int,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]: ...
 def encode_float(

@@ -165,25 +165,32 @@ def dequantize(
 
 @reports_memory
 def fake_quantize(
-    x: Any, scheme: Scheme | str, *, out: Array | None = None, backend: str | None = None
+    x: Any,
+    scheme: Scheme | str,
+    *,
+    scale: Any = None,
+    zero_point: Any = None,
+    out: Array | None = None,
+    backend: str | None = None,
 ) -> Array:
     """`dequantize(quantize(x, scheme))` in one pass, in the dtype of `x`.
 
-    Shapes, errors and `backend` as in `quantize`; `out` as in `dequantize`.
+    Shapes, errors, `scale`, `zero_point` and `backend` as in `quantize`; `out` as in `dequantize`.
 
     >>> fake_quantize([0.0, 0.4, 1.0], "int2").tolist()
     [0.0, 0.0, 1.0]
     """
     scheme = as_scheme(scheme)
-    chosen = backends.resolve(backend, x)
+    chosen = backends.resolve(backend, x, scale, zero_point)
     given = plain(x)
     array = as_input(given)
     if out is not None:
-        check_out(out, array.shape, DTYPE_NAMES[array.dtype], [given])
+        check_out(out, array.shape, DTYPE_NAMES[array.dtype], [given, scale, zero_point])
     with Held(array, out):
         values = as_kernel_float(array)
+        target = out if values is array else None
         try:
-            x_hat = scheme.fake_quantize(values, chosen, out if values is array else None)
+            x_hat = scheme.fake_quantize(values, chosen, target, scale, zero_point)
         except KernelFault as fault:
             raise scheme.explain(fault, values) from None
     if values is array:

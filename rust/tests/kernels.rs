@@ -5,10 +5,11 @@ use proptest::prelude::*;
 
 use super::{at_every_level, nasty, oracle};
 use crate::affine::{
-    dequantize_affine_packed, fake_quantize_affine, quantize_affine, quantize_affine_packed,
+    clip_gradient_affine, dequantize_affine_packed, fake_quantize_affine, quantize_affine,
+    quantize_affine_packed,
 };
 use crate::grid::{Grid, packed_len};
-use crate::numeric::{BFloat16, Codes, Element, Float16, Float32};
+use crate::numeric::{BFloat16, Codes, Element, Entry, Float16, Float32};
 use crate::pack::{pack_bits, unpack_bits};
 use crate::qparams::{Given, Params, ScaleDtype, choose_qparams_affine};
 use crate::range::group_range;
@@ -134,6 +135,20 @@ where
         let mut x_hat = vec![E::narrow(9.0); x.len()];
         fake_quantize_affine::<E>(x, grid, codes, params, &mut x_hat).expect("in range");
         assert_eq!(x_hat, expected_x_hat, "{context}");
+    }
+
+    let dy: Vec<_> = x.iter().rev().copied().collect();
+    let mut clipped = vec![E::narrow(9.0); x.len()];
+    let narrow: Vec<f32> = scale.iter().map(|scale| scale * 0.7).collect();
+    let given = Given { scale: &narrow, zero_point: zero_point.as_deref() };
+    clip_gradient_affine::<E>(&dy, x, grid, codes, given, &mut clipped);
+    for (at, (&x, &dy)) in x.iter().zip(&dy).enumerate() {
+        let group = at / grid.cols * (groups / grid.rows) + at % grid.cols / grid.group_size;
+        let z = zero_point.as_ref().map_or(0, |z| z[group]);
+        let code = f64::from((E::widen(x) / narrow[group]).round_ties_even()) + f64::from(z);
+        let inside = f64::from(codes.qmin) <= code && code <= f64::from(codes.qmax);
+        let expected = if inside { dy } else { E::narrow(0.0) };
+        assert_eq!(clipped[at].bits(), expected.bits(), "{context}");
     }
 
     let mut repacked = vec![0xaa; packed.len()];

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import qrs
 from codebook_calls import BOOK_ARGUMENTS, BOOK_RULES, BookCase, call_book
 from float_calls import FLOAT_ARGUMENTS, FLOAT_RULES, FloatCase, call_float
+from gradient_calls import GRADIENTS, clip_calls
 from kernel_calls import RULES, Case, bits_of, call
 from kmeans_calls import KMEANS_ARGUMENTS, KMEANS_CASES, call_kmeans
 from nasty import FLOATS, faulty, nasty
@@ -40,7 +41,7 @@ def digests(threads: int) -> dict[str, str]:
             cases = [Case(x, size, rule) for size in sizes for rule in RULES.values()]
             floats = [FloatCase(x, size, rule) for size in sizes[:2] for rule in SOME_FLOAT_RULES]
             books = [BookCase(x, size, rule) for size in sizes[1:] for rule in SOME_BOOK_RULES]
-            others = {*KMEANS_ARGUMENTS, "kmeans_1d", *PRODUCT_OPERATIONS, *SOLVING}
+            others = {*KMEANS_ARGUMENTS, "kmeans_1d", *PRODUCT_OPERATIONS, *SOLVING, *GRADIENTS}
             for op in set(OPERATIONS) - others:
                 if op in BOOK_ARGUMENTS:
                     results = repr([bits_of(call_book(backend, op, case)) for case in books])
@@ -49,6 +50,8 @@ def digests(threads: int) -> dict[str, str]:
                 else:
                     results = repr([bits_of(call(backend, op, case)) for case in cases])
                 found[f"{op} {dtype} {name}"] = digest(results)
+        clipped = [backend.clip_gradient_affine(*case) for case in clip_calls(dtype)]
+        found[f"clip_gradient_affine {dtype}"] = digest(repr(bits_of(tuple(clipped))))
     rows = [x for dtype in FLOATS for x in nasty(dtype).values() if x.shape[1]]
     results = repr([bits_of(backend.kmeans_1d(x, 3, None, True)) for x in rows])
     found["kmeans_1d"] = digest(results)

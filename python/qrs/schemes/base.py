@@ -121,8 +121,15 @@ class Scheme(ABC):
         """Decode a QTensor of this scheme to an array of `qt.shape`."""
 
     @abstractmethod
-    def fake_quantize(self, x: Array, backend: Reference, out: Array | None = None) -> Array:
-        """`dequantize(quantize(x))` in the dtype of `x`."""
+    def fake_quantize(
+        self,
+        x: Array,
+        backend: Reference,
+        out: Array | None = None,
+        scale: Any = None,
+        zero_point: Any = None,
+    ) -> Array:
+        """`dequantize(quantize(x, scale, zero_point))` in the dtype of `x`."""
 
     @abstractmethod
     def from_codes(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import backends
 from ..backends.reference import Reference
 from ..checks import checked_integer
 from ..codebooks import half_even_thresholds
@@ -189,11 +190,7 @@ class Int(Scheme, family="int"):
     ) -> QTensor:
         if weights is not None:
             raise checks.useless(self, "weights", weights)
-        if scale is not None or zero_point is not None:
-            expected = layout_of(self, x.shape).scale_shape
-            scale, zero_point = int_checks.given_qparams(self, expected, scale, zero_point)
-            checks.check_nonzero(scale)
-            scale, zero_point = scales.moved_like(scale, x), scales.moved_like(zero_point, x)
+        scale, zero_point = self._given(x, scale, zero_point)
         return int_parts.quantize(self, x, backend, scale, zero_point, out)
 
     def dequantize(
@@ -201,8 +198,30 @@ class Int(Scheme, family="int"):
     ) -> Array:
         return int_parts.dequantize(self, qt, dtype, backend, out)
 
-    def fake_quantize(self, x: Array, backend: Reference, out: Array | None = None) -> Array:
-        return int_parts.fake_quantize(self, x, backend, out)
+    def fake_quantize(
+        self,
+        x: Array,
+        backend: Reference,
+        out: Array | None = None,
+        scale: Any = None,
+        zero_point: Any = None,
+    ) -> Array:
+        scale, zero_point = self._given(x, scale, zero_point)
+        return int_parts.fake_quantize(self, x, backend, scale, zero_point, out)
+
+    def clip_gradient(self, dy: Array, x: Array, scale: Any, zero_point: Any) -> Array:
+        """The gradient of `x` straight through codes of these parameters, 0 where they clamp."""
+        scale, zero_point = self._given(x, scale, zero_point)
+        return int_parts.clip_gradient(self, dy, x, backends.of(x), scale, zero_point)
+
+    def _given(self, x: Array, scale: Any, zero_point: Any) -> tuple[Any, Any]:
+        """Parameters that the user gave, checked, where `x` is; None where there are none."""
+        if scale is None and zero_point is None:
+            return None, None
+        expected = layout_of(self, x.shape).scale_shape
+        scale, zero_point = int_checks.given_qparams(self, expected, scale, zero_point)
+        checks.check_nonzero(scale)
+        return scales.moved_like(scale, x), scales.moved_like(zero_point, x)
 
     def value_set(self) -> ValueSet | None:
         if not self.symmetric:

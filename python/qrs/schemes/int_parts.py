@@ -19,7 +19,7 @@ from ..qtensor import QTensor
 from . import scales
 from .base import Array, Shape
 from .checks import check_overflow, underflow_groups
-from .layout import empty_like_parts, layout_of, packed_bits
+from .layout import Layout, empty_like_parts, layout_of, packed_bits
 
 if TYPE_CHECKING:
     from .int import Int
@@ -47,10 +47,7 @@ def quantize(
         return qt if out is None else out.overwrite(qt)
     rows = scheme.granularity.to_rows(x)
     computed = scale is None or searched
-    if scale is not None:
-        scale = scale.reshape(layout.rows, layout.groups)
-    if zero_point is not None:
-        zero_point = zero_point.reshape(layout.rows, layout.groups)
+    scale, zero_point = _by_group(scale, layout), _by_group(zero_point, layout)
     grid = (scheme.qmin, scheme.qmax, scheme.symmetric, scheme.scale_dtype, scale, zero_point)
     packed_out = None if out is None else out.packed
     if layout.packs_in_rows:
@@ -87,9 +84,7 @@ def dequantize(
         return into(out, dequantize(scheme, qt, "float32", backend, None).astype(np.float64))
     layout = layout_of(scheme, shape)
     scale = scales.for_kernels(scheme.scale(qt, backend), layout)
-    zero_point = scheme.zero_point(qt, backend)
-    if zero_point is not None:
-        zero_point = zero_point.reshape(layout.rows, layout.groups)
+    zero_point = _by_group(scheme.zero_point(qt, backend), layout)
     packed = contiguous(qt.packed)
     if layout.packs_in_rows:
         x_hat = backend.dequantize_affine_packed(
@@ -108,18 +103,50 @@ def dequantize(
     return x_hat if out is None else out
 
 
-def fake_quantize(scheme: Int, x: Array, backend: Reference, out: Array | None) -> Array:
-    """The body of `Int.fake_quantize`."""
+def fake_quantize(
+    scheme: Int,
+    x: Array,
+    backend: Reference,
+    scale: Float32 | None,
+    zero_point: Integers | None,
+    out: Array | None,
+) -> Array:
+    """The body of `Int.fake_quantize`; `scale` and `zero_point` are checked already."""
     layout = layout_of(scheme, x.shape)
     if x.size == 0:
         return x.copy() if out is None else out
     x_hat = backend.fake_quantize_affine(
         scheme.granularity.to_rows(x), layout.group_size, scheme.qmin, scheme.qmax,
-        scheme.symmetric, scheme.scale_dtype,
+        scheme.symmetric, scheme.scale_dtype, _by_group(scale, layout),
+        _by_group(zero_point, layout),
     )  # fmt: skip
     x_hat = scheme.granularity.from_rows(x_hat, x.shape)
     check_overflow(x_hat, "x", backend)
     return into(out, x_hat)
+
+
+def clip_gradient(
+    scheme: Int,
+    dy: Array,
+    x: Array,
+    backend: Reference,
+    scale: Float32,
+    zero_point: Integers | None,
+) -> Array:
+    """`dy` where the code of `x` is one of the scheme's before it is clamped, and 0 elsewhere."""
+    layout, granularity = layout_of(scheme, x.shape), scheme.granularity
+    if x.size == 0:
+        return dy.copy()
+    clipped = backend.clip_gradient_affine(
+        granularity.to_rows(dy), granularity.to_rows(x), layout.group_size,
+        _by_group(scale, layout), _by_group(zero_point, layout), scheme.qmin, scheme.qmax,
+    )  # fmt: skip
+    return granularity.from_rows(clipped, x.shape)
+
+
+def _by_group(parameters: Any, layout: Layout) -> Any:
+    """Stored parameters as (rows, groups); None where there are none."""
+    return None if parameters is None else parameters.reshape(layout.rows, layout.groups)
 
 
 def parts_of(

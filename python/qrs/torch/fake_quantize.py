@@ -59,24 +59,30 @@ def quantized_values(
     x: torch.Tensor, scheme: Scheme, scale: Any = None, zero_point: Any = None
 ) -> torch.Tensor:
     """The forward pass alone."""
-    array = as_array(x)
-    if scale is None and zero_point is None:
-        return as_tensor(api.fake_quantize(array, scheme)).reshape(x.shape)
     parameters = {"scale": _plain(scale), "zero_point": _plain(zero_point)}
-    qt = api.quantize(array, scheme, **parameters)
-    return as_tensor(qt.dequantize(DTYPES[x.dtype])).reshape(x.shape)
+    return as_tensor(api.fake_quantize(as_array(x), scheme, **parameters)).reshape(x.shape)
 
 
-def inside(
-    x: torch.Tensor, scheme: Scheme, scale: Any = None, zero_point: Any = None
-) -> torch.Tensor | None:
-    """Where values lie within what can be represented; None where all do.
+def clipped(
+    grad: torch.Tensor, x: torch.Tensor, scheme: Scheme, scale: Any, zero_point: Any = None
+) -> torch.Tensor:
+    """`grad` where `x` lies within what can be represented, and 0 elsewhere.
 
     Of integers that is where the code before clamping, round(x / scale) + zero_point, is one of the
     scheme, as torch has it; of tables and floats, where x / scale is within their levels.
     """
-    if scale is None:
-        return None
+    if (
+        isinstance(scheme, Int)
+        and x.device.type == "cpu"
+        and grad.dtype == x.dtype != torch.float64
+    ):
+        arrays = as_array(grad.contiguous()), as_array(x)
+        return as_tensor(scheme.clip_gradient(*arrays, _plain(scale), _plain(zero_point)))
+    return grad * inside(x, scheme, scale, zero_point)
+
+
+def inside(x: torch.Tensor, scheme: Scheme, scale: Any, zero_point: Any = None) -> torch.Tensor:
+    """Where values lie within what can be represented: see `clipped`."""
     s = _spread(scale, scheme, x)
     if isinstance(scheme, Int):
         code = (x.detach() / s).round_()
@@ -93,19 +99,25 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Any, scheme: Scheme, scale: Any, zero_point: Any) -> Any:
-        mask = inside(x, scheme, scale, zero_point) if ctx.needs_input_grad[0] else None
-        ctx.save_for_backward(*([] if mask is None else [mask]))
+        ctx.scheme = scheme
+        # As they are now: who trains them may change them in place.
+        ctx.parameters = [_plain(p, copy=True) for p in (scale, zero_point)]
+        ctx.save_for_backward(*([] if scale is None else [x]))
         return quantized_values(x, scheme, scale, zero_point)
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
-        masks = ctx.saved_tensors
-        return (grad * masks[0] if masks else grad), None, None, None
+        if ctx.saved_tensors:
+            (x,), (scale, zero_point) = ctx.saved_tensors, ctx.parameters
+            grad = clipped(grad, x, ctx.scheme, scale, zero_point)
+        return grad, None, None, None
 
 
-def _plain(parameter: Any) -> Any:
+def _plain(parameter: Any, copy: bool = False) -> Any:
     """A parameter as qrs takes it."""
-    return as_array(parameter, "scale") if isinstance(parameter, torch.Tensor) else parameter
+    if not isinstance(parameter, torch.Tensor):
+        return parameter
+    return as_array(parameter.clone() if copy else parameter, "scale")
 
 
 def _spread(parameter: Any, scheme: Scheme, x: torch.Tensor) -> torch.Tensor:

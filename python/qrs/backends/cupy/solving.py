@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
-
-from ...errors import DeviceError
 from ..reference import Bytes, Float32, Float64, Int32
+from .absent import refused
 from .grouped_matmul import GroupedMatmulOperations
-
-
-def _refused(name: str) -> NoReturn:
-    problem, fix = f"{name}: there is no kernel for GPUs", "arrays on the host: cupy.asnumpy(x)"
-    raise DeviceError(f"{problem}; fix: {fix}", arg="x", value="cupy", expected=fix)
 
 
 class SolvingOperations(GroupedMatmulOperations):
     """Says that they run on the host."""
 
     def cholesky(self, h: Float64, out: Float64 | None = None) -> Float64:
-        _refused("cholesky")
+        refused("cholesky")
 
     def matmul_float64(self, a: Float64, b: Float64, out: Float64 | None = None) -> Float64:
-        _refused("matmul_float64")
+        refused("matmul_float64")
 
     def round_with_feedback(
         self,
@@ -34,7 +27,7 @@ class SolvingOperations(GroupedMatmulOperations):
         count: int = 0,
         out: Bytes | None = None,
     ) -> Bytes:
-        _refused("round_with_feedback")
+        refused("round_with_feedback")
 
     def descend(
         self,
@@ -48,4 +41,4 @@ class SolvingOperations(GroupedMatmulOperations):
         count: int = 0,
         out: Bytes | None = None,
     ) -> Bytes:
-        _refused("descend")
+        refused("descend")

@@ -127,6 +127,24 @@ class Rust(Solving):
         )  # fmt: skip
         return typed(x_hat, dtype)
 
+    def clip_gradient_affine(
+        self,
+        dy: Array,
+        x: Array,
+        group_size: int,
+        scale: Float32,
+        zero_point: Integers | None,
+        qmin: int,
+        qmax: int,
+        out: Array | None = None,
+    ) -> Array:
+        bits, dtype = raw(x)
+        clipped = _qrs.clip_gradient_affine(
+            raw(dy)[0], bits, dtype, group_size, scale, int32(zero_point), qmin, qmax,
+            bits_of(out),
+        )  # fmt: skip
+        return typed(clipped, dtype)
+
     def encode_float(
         self, x: Array, format: str, saturate: bool, out: Codes | None = None
     ) -> Codes:

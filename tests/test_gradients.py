@@ -1,0 +1,97 @@
+"""The gradient of what is clipped: by hand, and the same bits everywhere."""
+
+import numpy as np
+import pytest
+
+import qrs
+from gradient_calls import clip_arguments, clip_calls
+from kernel_calls import LEVELS, RULES
+from nasty import FLOATS
+from qrs import _qrs, backends
+from qrs.backends.reference import Reference
+from refusals import refused
+
+REFERENCE = Reference()
+
+
+def test_by_hand():
+    """Scale 0.5, zero point 1, codes 0 to 3: x / scale has to round to -1 at least (-1.5 is even at
+    -2) and to 2 at most (2.5 is even at 2); else the gradient is 0, whatever it was."""
+    x = np.array([[-0.76, -0.75, -0.5, 0.0, 1.24, 1.25, 1.5]], np.float32)
+    grad = np.array([[1, 2, 3, 4, np.nan, 6, np.inf]], np.float32)
+    half, one = np.full((1, 1), 0.5, np.float32), np.ones((1, 1), np.int32)
+    for backend in (REFERENCE, backends.get("rust")):
+        clipped = backend.clip_gradient_affine(grad, x, 7, half, one, 0, 3)
+        assert np.array_equal(clipped, [[0, 0, 3, 4, np.nan, 6, 0]], equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_level_has_the_bits_of_the_reference(level, dtype):
+    before = _qrs.simd_level()
+    _qrs.set_simd_level(level)
+    try:
+        for case in clip_calls(dtype):
+            expected = REFERENCE.clip_gradient_affine(*case)
+            for out in (None, np.ones(expected.shape, FLOATS[dtype])):
+                found = backends.get("rust").clip_gradient_affine(*case, out)
+                assert found.dtype == expected.dtype and found.tobytes() == expected.tobytes()
+    finally:
+        _qrs.set_simd_level(before)
+
+
+def test_threads_and_streams_change_nothing():
+    case = clip_arguments((1500, 1025, 100), RULES["int4"], "float32")
+    expected = REFERENCE.clip_gradient_affine(*case).tobytes()
+    for threads in (1, 2, 3):
+        qrs.set_num_threads(threads)  # conftest.py puts it back
+        assert backends.get("rust").clip_gradient_affine(*case).tobytes() == expected
+
+
+def test_values_that_have_no_code():
+    """x / scale overflows, or is NaN: outside."""
+    x = np.array([[np.finfo(np.float32).max, -np.inf, np.nan, 0.0]], np.float32)
+    tiny = np.full((1, 1), 1e-30, np.float32)
+    for backend in (REFERENCE, backends.get("rust")):
+        found = backend.clip_gradient_affine(np.ones_like(x), x, 4, tiny, None, -7, 7)
+        assert found.tolist() == [[0, 0, 0, 1]]
+
+
+def test_schemes_move_their_axes():
+    """What shares a scale is a row of the kernel."""
+    draw = np.random.default_rng(0)
+    x, grad = draw.standard_normal((2, 6, 40)).astype(np.float32)
+    scale = draw.uniform(0.1, 0.3, 240).astype(np.float32)
+    for scheme, of_rows in (
+        ("int4", lambda a: a.reshape(1, 240)), ("int4-axis0", lambda a: a),
+        ("int4-axis1", lambda a: a.T), ("int4-g8", lambda a: a.reshape(30, 8)),
+    ):  # fmt: skip
+        rows, upstream = (np.ascontiguousarray(of_rows(a)) for a in (x, grad))
+        s = scale[: len(rows)]
+        expected = REFERENCE.clip_gradient_affine(upstream, rows, 240, s[:, None], None, -7, 7)
+        known = qrs.parse(scheme)
+        stored = s.reshape(known.granularity.scale_shape((6, 40)))
+        found = known.clip_gradient(grad, x, stored, None)
+        assert np.array_equal(of_rows(found), expected) and (found == 0).any()
+
+
+GIVEN = ["int8", "uint4-axis0", "int4-g8-asym-f16", "nf4-g8", "e4m3-axis0"]
+
+
+@pytest.mark.parametrize("scheme", GIVEN)
+def test_fake_quantize_takes_parameters(scheme):
+    x = np.random.default_rng(0).standard_normal((6, 40))
+    for dtype in ("float32", "float16", "float64"):
+        y = x.astype(dtype)
+        qt = qrs.quantize(y, scheme)
+        given = {"scale": np.asarray(qt.scale, np.float32) * np.float32(0.7)}
+        if qt.zero_point is not None:
+            given["zero_point"] = qt.zero_point
+        expected = qrs.quantize(y, scheme, **given).dequantize(dtype)
+        found = qrs.fake_quantize(y, scheme, **given)
+        assert found.dtype == dtype and found.tobytes() == expected.tobytes()
+        out = np.empty_like(y)
+        assert qrs.fake_quantize(y, scheme, out=out, **given) is out
+        assert out.tobytes() == expected.tobytes()
+    given["scale"] = np.ones(99, np.float32)
+    refused(qrs.fake_quantize, x, scheme, **given, arg="scale")
