@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch", reason="needs torch: pip install 'qrs-quant
 
 import qrs  # noqa: E402
 from qrs.torch.arrays import as_array  # noqa: E402
-from qrs.torch.fake_quantize import fake_quantize  # noqa: E402
+from qrs.torch.fake_quantize import clipped, fake_quantize, inside  # noqa: E402
 from qrs.torch.lsq import LSQ, as_groups, from_groups  # noqa: E402
 from refusals import refused  # noqa: E402
 
@@ -122,6 +122,22 @@ def test_a_step_begins_as_the_paper_says_and_exports_what_it_computes() -> None:
     again = LSQ("int4-axis0", torch.ones(6, 10))
     again.load_state_dict(lsq.state_dict())
     assert torch.equal(again(x), lsq(x))
+
+
+@pytest.mark.parametrize(
+    "scheme", ["int4", "int4-axis0", "uint4-axis1", "int3-g5-asym", "int4-g7-ragged"]
+)
+def test_the_kernel_clips_where_torch_would(scheme: str) -> None:
+    """The pass of the CPU beside the operations of torch that GPUs run."""
+    x, upstream = 2 * normal(6, 20), normal(6, 20, seed=1)
+    qt = qrs.quantize(x.numpy(), scheme)
+    scale = torch.from_numpy(np.asarray(qt.scale, np.float32)) * 0.5
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        y, dy = x.to(dtype), upstream.to(dtype)
+        found = clipped(dy, y, qt.scheme, scale, qt.zero_point)
+        mask = inside(y, qt.scheme, scale, qt.zero_point)
+        assert torch.equal(found, torch.where(mask, dy, torch.zeros((), dtype=dtype)))
+        assert mask.any() and not mask.all()
 
 
 def without_the_last_half_steps(x: "torch.Tensor", lsq: LSQ) -> "torch.Tensor":

@@ -14,6 +14,7 @@ import torch
 
 from .. import api
 from ..errors import ArgTypeError, bad
+from ..float_formats import FORMATS
 from ..granularity import PerAxis, PerTensor
 from ..schemes import Codebook, Float, Int, Scheme, as_scheme
 from .arrays import as_array, as_tensor
@@ -71,11 +72,8 @@ def clipped(
     Of integers that is where the code before clamping, round(x / scale) + zero_point, is one of the
     scheme, as torch has it; of tables and floats, where x / scale is within their levels.
     """
-    if (
-        isinstance(scheme, Int)
-        and x.device.type == "cpu"
-        and grad.dtype == x.dtype != torch.float64
-    ):
+    narrow = grad.dtype == x.dtype != torch.float64
+    if isinstance(scheme, Int) and x.device.type == "cpu" and narrow:
         arrays = as_array(grad.contiguous()), as_array(x)
         return as_tensor(scheme.clip_gradient(*arrays, _plain(scale), _plain(zero_point)))
     return grad * inside(x, scheme, scale, zero_point)
@@ -83,14 +81,14 @@ def clipped(
 
 def inside(x: torch.Tensor, scheme: Scheme, scale: Any, zero_point: Any = None) -> torch.Tensor:
     """Where values lie within what can be represented: see `clipped`."""
-    s = _spread(scale, scheme, x)
+    code = x.detach().float() / _spread(scale, scheme, x)
     if isinstance(scheme, Int):
-        code = (x.detach() / s).round_()
+        code = code.round_()
         if zero_point is not None:
             code += _spread(zero_point, scheme, x)
         low, high = float(scheme.qmin), float(scheme.qmax)
     else:
-        code, (low, high) = x.detach() / s, _ends(scheme)
+        low, high = _ends(scheme)
     return (code >= low).logical_and_(code <= high)
 
 
@@ -101,7 +99,9 @@ class _FakeQuantize(torch.autograd.Function):
     def forward(ctx: Any, x: Any, scheme: Scheme, scale: Any, zero_point: Any) -> Any:
         ctx.scheme = scheme
         # As they are now: who trains them may change them in place.
-        ctx.parameters = [_plain(p, copy=True) for p in (scale, zero_point)]
+        ctx.parameters = [
+            p.clone() if isinstance(p, torch.Tensor) else p for p in (scale, zero_point)
+        ]
         ctx.save_for_backward(*([] if scale is None else [x]))
         return quantized_values(x, scheme, scale, zero_point)
 
@@ -113,27 +113,25 @@ class _FakeQuantize(torch.autograd.Function):
         return grad, None, None, None
 
 
-def _plain(parameter: Any, copy: bool = False) -> Any:
+def _plain(parameter: Any) -> Any:
     """A parameter as qrs takes it."""
-    if not isinstance(parameter, torch.Tensor):
-        return parameter
-    return as_array(parameter.clone() if copy else parameter, "scale")
+    return as_array(parameter, "scale") if isinstance(parameter, torch.Tensor) else parameter
 
 
 def _spread(parameter: Any, scheme: Scheme, x: torch.Tensor) -> torch.Tensor:
     """Stored parameters as float32 of a shape that broadcasts over `x`."""
-    array = np.asarray(_plain(parameter), np.float32)
+    known = parameter if isinstance(parameter, torch.Tensor) else as_tensor(np.asarray(parameter))
+    known = known.to(x.device, torch.float32)
     granularity, shape = scheme.granularity, tuple(x.shape)
     if isinstance(granularity, PerTensor):
-        return torch.tensor(float(array), device=x.device)
+        return known.reshape(())
     if isinstance(granularity, PerAxis):
         along = [1] * x.ndim
         along[granularity.axis % x.ndim] = -1
-        return torch.from_numpy(array.reshape(along)).to(x.device)
+        return known.reshape(along)
     view = granularity.rows(shape)
-    by_group = np.broadcast_to(array.reshape(-1, 1), (array.size, view.group_size))
-    each = by_group.reshape(view.rows, -1)[:, : view.cols]
-    return torch.from_numpy(np.ascontiguousarray(granularity.from_rows(each, shape))).to(x.device)
+    each = known.reshape(-1, 1).expand(-1, view.group_size).reshape(view.rows, -1)
+    return each[:, : view.cols].reshape(shape)
 
 
 def _ends(scheme: Scheme) -> tuple[float, float]:
@@ -141,8 +139,6 @@ def _ends(scheme: Scheme) -> tuple[float, float]:
     if isinstance(scheme, Codebook) and scheme.table is not None:
         return min(scheme.table), max(scheme.table)
     if isinstance(scheme, Float):
-        from ..float_formats import FORMATS
-
         largest = float(FORMATS[scheme.format].largest)
         return -largest, largest
     raise bad("scale", f"given for {scheme}", str(scheme), "None: its levels are learned")
