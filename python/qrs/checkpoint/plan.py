@@ -105,7 +105,9 @@ class TensorPlan:
         # Columns are brought together first: a copy of the tensor, and one of the codes.
         copies = 1 + isinstance(self.scheme.granularity, PerAxis)
         as_float32 = self.size * 4 if self.dtype == "F64" else 0
-        return copies * (self.nbytes + self.nbytes_after) + as_float32 + learning
+        # The scale search holds a trial and its errors beside them.
+        searched = 0 if self.solver == "minmax" else 2 * self.nbytes
+        return copies * (self.nbytes + self.nbytes_after) + as_float32 + searched + learning
 
     def _solving_bytes(self) -> int:
         """What is held while codes are chosen by second moments: these, and copies of both."""
@@ -199,12 +201,13 @@ class Plan:
     def memory_bound(self) -> int:
         """Bytes that the run never exceeds: `streaming_bound`, but where whole tensors take more.
 
-        The reference backend makes several copies of a tensor where a scale spans rows, and k-means
-        needs a multiple of what it works on at once.
+        The reference backend and the scale search make several copies of a tensor where a scale
+        spans rows, and k-means needs a multiple of what it works on at once.
         """
 
         def takes_more(t: TensorPlan) -> bool:
-            return self.backend == "reference" or t.is_learned or needs_statistics(t.solver)
+            spans = t.solver != "minmax" and not t.is_rowwise
+            return self.backend == "reference" or t.is_learned or spans
 
         of_these = (t for t in self.tensors if takes_more(t))
         held = max((t.working_bytes(self.backend) for t in of_these), default=0)
