@@ -107,9 +107,10 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
-        if ctx.saved_tensors:
-            (x,), (scale, zero_point) = ctx.saved_tensors, ctx.parameters
-            grad = clipped(grad, x, ctx.scheme, scale, zero_point)
+        saved = ctx.saved_tensors  # once: checkpointing counts
+        if saved:
+            scale, zero_point = ctx.parameters
+            grad = clipped(grad, saved[0], ctx.scheme, scale, zero_point)
         return grad, None, None, None
 
 
