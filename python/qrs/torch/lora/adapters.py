@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import FormatError, StorageError, bad
-from ..formats import strict_json
-from ..formats.atomic import as_path, atomic_folder, atomic_write_bytes
-from ..formats.qrs_file import load, save
-from ..formats.strict_json import quote
-from .arrays import as_array, as_tensor
-from .lora_linear import LoraLinear
+from ...errors import FormatError, StorageError, bad
+from ...formats import strict_json
+from ...formats.atomic import as_path, atomic_folder, atomic_write_bytes
+from ...formats.qrs_file import load, save
+from ...formats.strict_json import quote
+from ..arrays import as_array, as_tensor
+from .linear import LoraLinear
 
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."

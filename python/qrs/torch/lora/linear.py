@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from ..arrays import first_index
-from ..errors import bad
-from .arrays import as_array
-from .packed import PackedWeight, check_features, check_tensor
+from ...arrays import first_index
+from ...errors import bad
+from ..arrays import as_array
+from ..packed import PackedWeight, check_features, check_tensor
 
 
 class FrozenProduct(torch.autograd.Function):

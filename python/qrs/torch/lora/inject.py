@@ -1,14 +1,4 @@
-"""QLoRA: a frozen 4-bit model, and updates of low rank that are trained.
-
->>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8))
->>> report = inject(model, rank=4, scheme="nf4-g32")
->>> [name for name, p in model.named_parameters() if p.requires_grad][:2]
-['0.lora_A.weight', '0.lora_B.weight']
->>> merge(model)
-['0', '2']
-
-Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023.
-"""
+"""A model and its adapters: put in, merged, saved and loaded."""
 
 from __future__ import annotations
 
@@ -19,16 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checks import checked_integer, checked_number
-from ..errors import bad
-from ..schemes import Scheme, as_scheme
+from ...checks import checked_integer, checked_number
+from ...errors import bad
+from ...schemes import Scheme, as_scheme
+from ..modules import Report, checked_model, choose, replace, tied, weights_of, within
+from ..packed import packed_weight
+from ..quantized import QuantizedLinear
 from . import adapters
-from .lora_linear import LoraLinear
-from .modules import Report, checked_model, choose, replace, tied, weights_of, within
-from .packed import packed_weight
-from .quantized import QuantizedLinear
-
-__all__ = ["LoraLinear", "inject", "load", "merge", "save"]
+from .linear import LoraLinear
 
 DEFAULT_SCHEME = "nf4-g64-dq"
 """`NF4(double_quant=True)`: 4.127 bits per weight."""
