@@ -178,8 +178,8 @@ class QATLinear(QATLayer):
         super().check(x)
         check_features(x, self.weight, self.name)
         if self.norm is not None and x.ndim != 2:
-            found = f"got shape {tuple(x.shape)}, before a batch norm"
-            raise bad(f"module {self.name!r}, x", found, tuple(x.shape), "(batch, features)")
+            found, expected = f"got shape {tuple(x.shape)}", "(batch, features), or fold=False"
+            raise bad(f"module {self.name!r}, x", found, tuple(x.shape), expected)
 
 
 class QATConv(QATLayer):
