@@ -103,34 +103,6 @@ pub fn dequantize_affine_packed<E: Element>(
     debug_assert!(result.is_ok());
 }
 
-/// `dy` where the code of `x` is one of `codes` before it is clamped, and 0 elsewhere.
-pub fn clip_gradient_affine<E: Element>(
-    dy: &[E::Repr],
-    x: &[E::Repr],
-    grid: Grid,
-    codes: Codes,
-    given: Given,
-    out: &mut [E::Repr],
-) {
-    assert_eq!((dy.len(), x.len(), out.len()), (grid.len(), grid.len(), grid.len()));
-    let stream = worth_streaming(size_of_val(out));
-    let (mut dy, mut x, mut out) = (dy, x, out);
-    let result = for_each_block(
-        grid,
-        |block| {
-            let n = block.len();
-            (take(&mut dy, n), take(&mut x, n), take_mut(&mut out, n))
-        },
-        |block, (dy, x, out)| {
-            let mut out = Output::new(out, stream);
-            clip_block::<E>(dy, x, grid, &block, codes, given.of(&block), &mut out);
-            out.finish();
-            Ok(())
-        },
-    );
-    debug_assert!(result.is_ok());
-}
-
 /// Where the parameters of groups come from, with the rule for those that are chosen.
 fn source(codes: Codes, params: Params) -> Source<impl Rule> {
     match params {
@@ -227,45 +199,5 @@ multiversion! {
                 }
             }
         }
-    }
-}
-
-multiversion! {
-    fn clip_block<E: Element>(
-        dy: &[E::Repr], x: &[E::Repr], grid: Grid, block: &Block, codes: Codes, given: Given,
-        out: &mut Output<E::Repr>,
-    ) {
-        let cols = block.cols.len();
-        for (row, (dy, x)) in dy.chunks_exact(cols).zip(x.chunks_exact(cols)).enumerate() {
-            let mut groups = block.row(grid);
-            for (dy, x) in dy.chunks(TILE).zip(x.chunks(TILE)) {
-                let out = out.next(x.len());
-                for segment in groups.segments(x.len()) {
-                    let (scale, zero_point) = given.group(block.index_of(row, segment.group));
-                    let (low, high) = code_offsets(zero_point, codes);
-                    let span = segment.elements;
-                    let (x, out) = (&x[span.clone()], &mut out[span.clone()]);
-                    clip_segment::<E>(&dy[span], x, scale, low, high, out);
-                }
-            }
-        }
-    }
-}
-
-/// The values of a tile that share a scale.
-#[inline(always)]
-fn clip_segment<E: Element>(
-    dy: &[E::Repr],
-    x: &[E::Repr],
-    scale: f32,
-    low: f32,
-    high: f32,
-    out: &mut [E::Repr],
-) {
-    let zero = E::from_bits(E::Bits::default());
-    for ((out, &dy), &x) in out.iter_mut().zip(dy).zip(x) {
-        // One step beyond the ends is enough to tell, and is small enough to be rounded.
-        let code = numeric::round(numeric::clamp(E::widen(x) / scale, low - 1.0, high + 1.0));
-        *out = if low <= code && code <= high { dy } else { zero };
     }
 }

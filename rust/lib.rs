@@ -19,6 +19,7 @@ pub(crate) mod f16c;
 pub mod float_formats;
 pub mod floats;
 pub mod functional;
+pub mod gradients;
 pub mod grid;
 pub mod grouped;
 pub mod int8;

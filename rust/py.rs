@@ -9,6 +9,7 @@ mod codebooks;
 mod errors;
 mod floats;
 mod functional;
+mod gradients;
 mod grouped;
 mod int8;
 mod kmeans;
@@ -49,6 +50,8 @@ mod _qrs {
     #[pymodule_export]
     use super::functional::{gelu, layer_norm, softmax};
     #[pymodule_export]
+    use super::gradients::{clip_gradient_affine, step_gradients_affine};
+    #[pymodule_export]
     use super::grouped::{
         GroupedWeights, add_matmul, linear_grouped_int8, matmul_grouped, pack_grouped,
     };
@@ -66,10 +69,9 @@ mod _qrs {
     use super::{PyModule, PyResult, Python, environment};
     #[pymodule_export]
     use super::{
-        choose_qparams_affine, clip_gradient_affine, dequantize_affine, dequantize_affine_packed,
-        fake_quantize_affine, group_range, num_threads, pack_bits, quantize_affine,
-        quantize_affine_packed, set_num_threads, set_simd_level, simd_level, simd_levels,
-        unpack_bits, version,
+        choose_qparams_affine, dequantize_affine, dequantize_affine_packed, fake_quantize_affine,
+        group_range, num_threads, pack_bits, quantize_affine, quantize_affine_packed,
+        set_num_threads, set_simd_level, simd_level, simd_levels, unpack_bits, version,
     };
     use pyo3::prelude::*;
 
@@ -337,38 +339,6 @@ fn fake_quantize_affine(
         let mut out = output(py, out, shape)?;
         let (x, x_hat, params) = (slice(&x), slice_mut(&mut out), params.slices());
         compute(py, || affine::fake_quantize_affine::<E>(x, grid, codes, params, x_hat))?;
-        Ok(finished(&out))
-    })
-}
-
-#[pyfunction]
-#[pyo3(signature = (dy, x, dtype, group_size, scale, zero_point, qmin, qmax, out=None))]
-fn clip_gradient_affine(
-    py: Python<'_>,
-    dy: &Array<'_>,
-    x: &Array<'_>,
-    dtype: &str,
-    group_size: usize,
-    scale: &Array<'_>,
-    zero_point: Option<&Array<'_>>,
-    qmin: i32,
-    qmax: i32,
-    out: Option<&Array<'_>>,
-) -> PyResult<Object> {
-    let shape = shape_of("x", x)?;
-    let grid = grid_of(shape, group_size)?;
-    let codes = codes_of(qmin, qmax, zero_point.is_none(), 8)?;
-    let scale = input("scale", scale, Some(groups(grid)))?;
-    let zero_point = optional_input("zero_point", zero_point, groups(grid))?;
-    with_dtype!(dtype, E => {
-        let (dy, x) = (input("dy", dy, Some(shape))?, input("x", x, None)?);
-        let mut out = output(py, out, shape)?;
-        let params = given(&scale, zero_point.as_ref());
-        let (dy, x, clipped) = (slice(&dy), slice(&x), slice_mut(&mut out));
-        compute(py, || {
-            affine::clip_gradient_affine::<E>(dy, x, grid, codes, params, clipped);
-            Ok(())
-        })?;
         Ok(finished(&out))
     })
 }

@@ -7,7 +7,7 @@ import numpy as np
 from kernel_calls import RULES
 from nasty import FLOATS
 
-GRADIENTS = ("clip_gradient_affine",)
+GRADIENTS = ("clip_gradient_affine", "step_gradients_affine")
 SHAPES = [(1, 1, 1), (3, 7, 3), (5, 64, 16), (2, 1000, 1000), (7, 129, 64), (4, 0, 4), (0, 4, 2)]
 
 
@@ -26,6 +26,14 @@ def clip_arguments(shape, rule, dtype, seed=0):
     x = (steps * np.repeat(scale, group, axis=1)[:, :cols]).astype(FLOATS[dtype])
     grad = draw.standard_normal((rows, cols)).astype(FLOATS[dtype])
     return grad, x, group, scale, zero_point, rule.qmin, rule.qmax
+
+
+def step_calls(dtype: str) -> Iterator[tuple]:
+    """The same, of groups that divide the columns."""
+    for case in clip_calls(dtype):
+        dy, _, group = case[:3]
+        if dy.shape[1] % group == 0:
+            yield case
 
 
 def clip_calls(dtype: str) -> Iterator[tuple]:

@@ -187,12 +187,12 @@ def test_operations_are_those_of_the_reference():
     assert (
         "pack_bits", "unpack_bits", "group_range", "choose_qparams_affine", "quantize_affine",
         "dequantize_affine", "quantize_affine_packed", "dequantize_affine_packed",
-        "fake_quantize_affine", *GRADIENTS, "encode_float", "decode_float", "choose_scale_float",
+        "fake_quantize_affine", "encode_float", "decode_float", "choose_scale_float",
         "choose_scale_float_nested", "quantize_float", "dequantize_float",
         "quantize_float_packed", "dequantize_float_packed", "choose_scale_codebook",
         "quantize_codebook", "dequantize_codebook", "center_scales", "choose_scale_lsq",
         "quantize_codebook_packed", "dequantize_codebook_packed", "kmeans_1d", "kmeans_assign",
-        "kmeans_update", "kmeans_potentials", *PRODUCT_OPERATIONS, *SOLVING,
+        "kmeans_update", "kmeans_potentials", *PRODUCT_OPERATIONS, *SOLVING, *GRADIENTS,
     ) == OPERATIONS  # fmt: skip
 
 

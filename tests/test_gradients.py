@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import qrs
-from gradient_calls import clip_arguments, clip_calls
-from kernel_calls import LEVELS, RULES
+from gradient_calls import clip_arguments, clip_calls, step_calls
+from kernel_calls import LEVELS, RULES, bits_of
 from nasty import FLOATS
 from qrs import _qrs, backends
 from qrs.backends.reference import Reference
@@ -38,6 +38,55 @@ def test_every_level_has_the_bits_of_the_reference(level, dtype):
                 assert found.dtype == expected.dtype and found.tobytes() == expected.tobytes()
     finally:
         _qrs.set_simd_level(before)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_steps_have_the_bits_of_the_reference_at_every_level(level, dtype):
+    before, count = _qrs.simd_level(), 0
+    _qrs.set_simd_level(level)
+    try:
+        for case in step_calls(dtype):
+            expected = REFERENCE.step_gradients_affine(*case)
+            for out in (None, np.ones(case[0].shape, FLOATS[dtype])):
+                found = backends.get("rust").step_gradients_affine(*case, out)
+                assert bits_of(found) == bits_of(expected)
+            count += 1
+    finally:
+        _qrs.set_simd_level(before)
+    assert count > 50
+
+
+LONG = [(3, 70_000, 70_000), (2, 3 * 65_536, 65_536), (1, 200_001, 200_001), (900, 129, 43)]
+
+
+@pytest.mark.parametrize("shape", LONG)
+def test_steps_of_long_groups_and_of_many(shape):
+    """Chunks of 65,536 are summed first; jobs and threads change nothing."""
+    case = clip_arguments(shape, RULES["int4-asym-f16"], "float32")
+    expected = bits_of(REFERENCE.step_gradients_affine(*case))
+    for threads in (1, 2, 3):
+        qrs.set_num_threads(threads)
+        assert bits_of(backends.get("rust").step_gradients_affine(*case)) == expected
+
+
+def test_steps_by_hand():
+    """Scale 0.5, zero point 1, codes 0 to 3, v = 2 x + 1: the ends themselves count as beyond."""
+    x = np.array([[-0.5, -0.4, 0.1, 1.0, 9.0]], np.float32)
+    dy = np.array([[1, 2, 4, 8, 16]], np.float32)
+    half, one = np.full((1, 1), 0.5, np.float32), np.ones((1, 1), np.int32)
+    for backend in (REFERENCE, backends.get("rust")):
+        dx, ds, dz = backend.step_gradients_affine(dy, x, 5, half, one, 0, 3)
+        assert dx.tolist() == [[0, 2, 4, 0, 0]]
+        # (0 - 1) 1, (0 - 0.2) 2, (1 - 1.2) 4, (3 - 1) 8, (3 - 1) 16
+        assert np.allclose(ds, -1 - 0.4 - 0.8 + 16 + 32, atol=1e-5)
+        assert dz.tolist() == [[-0.5 * (1 + 8 + 16)]]
+
+
+def test_groups_of_steps_are_whole():
+    case = clip_arguments((5, 20, 7), RULES["int4"], "float32")
+    with pytest.raises(qrs.ArgValueError, match="group_size"):
+        backends.get("rust").step_gradients_affine(*case)
 
 
 def test_threads_and_streams_change_nothing():

@@ -64,6 +64,7 @@ __all__ = [
     "simd_level",
     "simd_levels",
     "softmax",
+    "step_gradients_affine",
     "unpack_bits",
     "version",
 ]
@@ -140,16 +141,13 @@ def fake_quantize_affine(
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]: ...
 def clip_gradient_affine(
-    dy: NDArray[Any],
-    x: NDArray[Any],
-    dtype: str,
-    group_size: int,
-    scale: NDArray[float32],
-    zero_point: NDArray[int32] | None,
-    qmin: int,
-    qmax: int,
-    out: NDArray[Any] | None = None,
-) -> NDArray[Any]: ...
+    dy: NDArray[Any], x: NDArray[Any], dtype: str, group_size: int, scale: NDArray[float32],
+    zero_point: NDArray[int32] | None, qmin: int, qmax: int, out: NDArray[Any] | None = None,
+) -> NDArray[Any]: ...  # fmt: skip
+def step_gradients_affine(
+    dy: NDArray[Any], x: NDArray[Any], dtype: str, group_size: int, scale: NDArray[float32],
+    zero_point: NDArray[int32] | None, qmin: int, qmax: int, out: NDArray[Any] | None = None,
+) -> tuple[NDArray[Any], NDArray[float32], NDArray[float32]]: ...  # fmt: skip
 def encode_float(
     x: NDArray[Any], dtype: str, format: str, saturate: bool, out: NDArray[Any] | None = None
 ) -> NDArray[Any]: ...

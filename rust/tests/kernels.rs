@@ -5,9 +5,9 @@ use proptest::prelude::*;
 
 use super::{at_every_level, nasty, oracle};
 use crate::affine::{
-    clip_gradient_affine, dequantize_affine_packed, fake_quantize_affine, quantize_affine,
-    quantize_affine_packed,
+    dequantize_affine_packed, fake_quantize_affine, quantize_affine, quantize_affine_packed,
 };
+use crate::gradients::clip_gradient_affine;
 use crate::grid::{Grid, packed_len};
 use crate::numeric::{BFloat16, Codes, Element, Entry, Float16, Float32};
 use crate::pack::{pack_bits, unpack_bits};

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import qrs
 from codebook_calls import BOOK_ARGUMENTS, BOOK_RULES, BookCase, call_book
 from float_calls import FLOAT_ARGUMENTS, FLOAT_RULES, FloatCase, call_float
-from gradient_calls import GRADIENTS, clip_calls
+from gradient_calls import GRADIENTS, clip_calls, step_calls
 from kernel_calls import RULES, Case, bits_of, call
 from kmeans_calls import KMEANS_ARGUMENTS, KMEANS_CASES, call_kmeans
 from nasty import FLOATS, faulty, nasty
@@ -52,6 +52,8 @@ def digests(threads: int) -> dict[str, str]:
                 found[f"{op} {dtype} {name}"] = digest(results)
         clipped = [backend.clip_gradient_affine(*case) for case in clip_calls(dtype)]
         found[f"clip_gradient_affine {dtype}"] = digest(repr(bits_of(tuple(clipped))))
+        steps = [bits_of(backend.step_gradients_affine(*case)) for case in step_calls(dtype)]
+        found[f"step_gradients_affine {dtype}"] = digest(repr(steps))
     rows = [x for dtype in FLOATS for x in nasty(dtype).values() if x.shape[1]]
     results = repr([bits_of(backend.kmeans_1d(x, 3, None, True)) for x in rows])
     found["kmeans_1d"] = digest(results)

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch", reason="needs torch: pip install 'qrs-quant
 import qrs  # noqa: E402
 from qrs.torch.arrays import as_array  # noqa: E402
 from qrs.torch.fake_quantize import clipped, fake_quantize, inside  # noqa: E402
-from qrs.torch.lsq import LSQ, as_groups, from_groups  # noqa: E402
+from qrs.torch.lsq import LSQ, as_groups, from_groups, gradients, gradients_by_torch  # noqa: E402
 from refusals import refused  # noqa: E402
 
 SCHEMES = [
@@ -180,6 +180,17 @@ def test_gradients_of_learned_zero_points_are_those_of_torch(scheme: str) -> Non
     assert torch.allclose(lsq.zero_point.grad.reshape(-1), zero.grad, rtol=1e-4, atol=1e-5)
     assert (zero.grad != 0).any()
     assert torch.equal(x.grad, other.grad)
+
+
+@pytest.mark.parametrize("scheme", ["int4", "int4-axis1", "uint4-g5", "int3-g10-asym"])
+def test_the_kernel_of_steps_computes_what_torch_would(scheme: str) -> None:
+    x, upstream = 2 * normal(6, 20), normal(6, 20, seed=1)
+    zero_points = not qrs.parse(scheme).symmetric
+    lsq = LSQ(scheme, x, learn_zero_point=zero_points)
+    arguments = (upstream, x, lsq.scheme, lsq.scale() * 0.3, lsq.zero())
+    for found, expected in zip(gradients(*arguments), gradients_by_torch(*arguments), strict=True):
+        assert torch.allclose(found.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
+        assert (found != 0).any()
 
 
 @pytest.mark.parametrize("scheme", ["int4-g5", "int4-g5-f16", "int3-g10-flat", "int4-axis-1-bf16"])

@@ -214,6 +214,13 @@ class Int(Scheme, family="int"):
         scale, zero_point = self._given(x, scale, zero_point)
         return int_parts.clip_gradient(self, dy, x, backends.of(x), scale, zero_point)
 
+    def step_gradients(
+        self, dy: Array, x: Array, scale: Any, zero_point: Any
+    ) -> tuple[Array, Array, Array]:
+        """The gradients of `x`, of learned scales, and of learned zero points; groups are whole."""
+        scale, zero_point = self._given(x, scale, zero_point)
+        return int_parts.step_gradients(self, dy, x, backends.of(x), scale, zero_point)
+
     def _given(self, x: Array, scale: Any, zero_point: Any) -> tuple[Any, Any]:
         """Parameters that the user gave, checked, where `x` is; None where there are none."""
         if scale is None and zero_point is None:

@@ -144,6 +144,26 @@ def clip_gradient(
     return granularity.from_rows(clipped, x.shape)
 
 
+def step_gradients(
+    scheme: Int,
+    dy: Array,
+    x: Array,
+    backend: Reference,
+    scale: Float32,
+    zero_point: Integers | None,
+) -> tuple[Array, Array, Array]:
+    """Gradients of `x`, and in their shape of scales and zero points that are learned."""
+    layout, granularity = layout_of(scheme, x.shape), scheme.granularity
+    if x.size == 0:
+        return dy.copy(), np.zeros_like(scale), np.zeros_like(scale)
+    dx, of_scale, of_zero = backend.step_gradients_affine(
+        granularity.to_rows(dy), granularity.to_rows(x), layout.group_size,
+        _by_group(scale, layout), _by_group(zero_point, layout), scheme.qmin, scheme.qmax,
+    )  # fmt: skip
+    dx = granularity.from_rows(dx, x.shape)
+    return dx, of_scale.reshape(scale.shape), of_zero.reshape(scale.shape)
+
+
 def _by_group(parameters: Any, layout: Layout) -> Any:
     """Stored parameters as (rows, groups); None where there are none."""
     return None if parameters is None else parameters.reshape(layout.rows, layout.groups)

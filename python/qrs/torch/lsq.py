@@ -8,7 +8,6 @@ inside and -s outside, both times 1 / sqrt(N Qp) (section 2.2), N the values tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,8 +23,6 @@ from .fake_quantize import quantized_values
 __all__ = ["LSQ"]
 
 TINY = torch.finfo(torch.float32).tiny
-TILE = 1 << 18
-"""Values that are worked on at once in the backward pass: 1 MiB of float32."""
 
 
 class LSQ(torch.nn.Module):
@@ -116,44 +113,40 @@ class _LearnedStep(torch.autograd.Function):
     def backward(ctx: Any, grad: Any) -> Any:
         x, step, zero_point, scale, zero = ctx.saved_tensors
         scheme = ctx.scheme
-        values, dy = as_groups(x, scheme), as_groups(grad, scheme)
-        s = scale.reshape(-1, 1)
-        z = torch.zeros_like(s) if zero is None else zero.float().reshape(-1, 1)
-        d_x = torch.empty_like(dy)
-        of_step, of_zero = torch.zeros_like(s), torch.zeros_like(s)
-        for rows, cols in tiles(values.shape):
-            part = values[rows, cols], dy[rows, cols], s[rows], z[rows]
-            d_x[rows, cols], d_step, d_zero = gradients(*part, scheme)
-            of_step[rows] += d_step
-            of_zero[rows] += d_zero
-        share = 1.0 / (values.shape[1] * scheme.qmax) ** 0.5
+        d_x, d_step, d_zero = gradients(grad, x, scheme, scale, zero)
+        share = 1.0 / (x.numel() / max(step.numel(), 1) * scheme.qmax) ** 0.5
         # What is stored is |step|.
-        of_step = (of_step * share).reshape(step.shape) * torch.sign(step)
-        learned = None if zero_point is None else (of_zero * share).reshape(step.shape)
-        return from_groups(d_x, scheme, grad.shape), of_step, learned, None, None, None
+        of_step = d_step.reshape(step.shape) * share * torch.sign(step)
+        of_zero = None if zero_point is None else d_zero.reshape(step.shape) * share
+        return d_x, of_step, of_zero, None, None, None
 
 
 def gradients(
-    x: torch.Tensor, dy: torch.Tensor, s: torch.Tensor, z: torch.Tensor, scheme: Int
+    dy: torch.Tensor, x: torch.Tensor, scheme: Int, scale: torch.Tensor, zero: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Those of x, and before their scale of s and z: (groups, n), (groups, 1) and (groups, 1)."""
-    v = x / s + z
+    """Those of x, and before their scale of the steps and zero points."""
+    if x.device.type == "cpu" and dy.dtype == x.dtype != torch.float64:
+        arrays = as_array(dy.contiguous()), as_array(x)
+        z = None if zero is None else as_array(zero)
+        d_x, d_step, d_zero = scheme.step_gradients(*arrays, as_array(scale), z)
+        return as_tensor(d_x).reshape(x.shape), as_tensor(d_step), as_tensor(d_zero)
+    return gradients_by_torch(dy, x, scheme, scale, zero)
+
+
+def gradients_by_torch(
+    dy: torch.Tensor, x: torch.Tensor, scheme: Int, scale: torch.Tensor, zero: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same where there is no kernel: on GPUs, and for float64."""
+    values, upstream = as_groups(x, scheme), as_groups(dy, scheme)
+    s = scale.reshape(-1, 1)
+    z = torch.zeros_like(s) if zero is None else zero.float().reshape(-1, 1)
+    v = values / s + z
     code = torch.round(v).clamp_(scheme.qmin, scheme.qmax)
     within = (v > scheme.qmin).logical_and_(v < scheme.qmax)
-    of_step = code.sub_(torch.where(within, v, z)).mul_(dy).float().sum(dim=1, keepdim=True)
-    d_x = dy * within
-    of_zero = -s * (dy - d_x).float().sum(dim=1, keepdim=True)
+    of_step = ((code - torch.where(within, v, z)) * upstream).float().sum(dim=1)
+    of_zero = -s[:, 0] * (upstream * ~within).float().sum(dim=1)
+    d_x = from_groups(upstream * within, scheme, dy.shape)
     return d_x, of_step, of_zero
-
-
-def tiles(shape: torch.Size) -> Iterator[tuple[slice, slice]]:
-    """Parts of (groups, n) whose temporaries stay in the cache."""
-    rows, cols = shape
-    width = min(max(cols, 1), TILE)
-    height = max(1, TILE // width)
-    for row in range(0, rows, height):
-        for col in range(0, cols, width):
-            yield slice(row, row + height), slice(col, col + width)
 
 
 def as_groups(x: torch.Tensor, scheme: Int) -> torch.Tensor:

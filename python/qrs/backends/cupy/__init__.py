@@ -18,12 +18,12 @@ from typing import ClassVar
 from ...errors import DeviceError
 from .. import nvrtc
 from ..cuda.launch import KERNELS
-from .solving import SolvingOperations
+from .gradients import GradientOperations
 
 __all__ = ["KERNELS", "Cupy", "missing"]
 
 
-class Cupy(SolvingOperations):
+class Cupy(GradientOperations):
     """Every operation overridden; the parts are in the order of `qrs.backends.reference`."""
 
     name: ClassVar[str] = "cupy"

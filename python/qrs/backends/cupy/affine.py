@@ -12,7 +12,6 @@ from ...constants import DTYPES
 from ..cuda.kernels import Kernels
 from ..cuda.launch import Faults, Load, cubins
 from ..reference import Array, Bytes, Codes, Float32, Integers, Reference
-from .absent import refused
 
 
 class AffineOperations(Reference):
@@ -166,19 +165,6 @@ class AffineOperations(Reference):
             kernels.fake_quantize_affine(x, group_size, parameters, qmin, qmax, out, faults)
             faults.check()
         return out
-
-    def clip_gradient_affine(
-        self,
-        dy: Array,
-        x: Array,
-        group_size: int,
-        scale: Float32,
-        zero_point: Integers | None,
-        qmin: int,
-        qmax: int,
-        out: Array | None = None,
-    ) -> Array:
-        refused("clip_gradient_affine")
 
 
 def packed_shape(shape: tuple[int, ...], bits: int) -> tuple[int, int]:

@@ -43,10 +43,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 from .arrays import Array, Bytes, Codes, Float32, Float64, Integers, into
+from .gradients import GradientOperations
 from .grouped_matmul import GroupedWeights
 from .int8_matmul import Int8Weights, Int32
 from .kmeans import Labels
-from .solving import SolvingOperations
 
 __all__ = [
     "OPERATIONS",
@@ -65,7 +65,7 @@ __all__ = [
 ]
 
 
-class Reference(SolvingOperations):
+class Reference(GradientOperations):
     """Every operation in numpy. Other backends override what they accelerate.
 
     >>> import numpy as np

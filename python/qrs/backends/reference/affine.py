@@ -161,28 +161,3 @@ class AffineOperations(PackingOperations):
             )
         codes = self.quantize_affine(x, group_size, scale, zero_point, qmin, qmax)
         return self.dequantize_affine(codes, group_size, scale, zero_point, x.dtype.name, out)
-
-    def clip_gradient_affine(
-        self,
-        dy: Array,
-        x: Array,
-        group_size: int,
-        scale: Float32,
-        zero_point: Integers | None,
-        qmin: int,
-        qmax: int,
-        out: Array | None = None,
-    ) -> Array:
-        """The gradient of `x` straight through its codes: `dy`, of the same dtype, where the code
-        before clamping is one of qmin..qmax, and 0 elsewhere. Class A.
-
-        >>> dy, x = np.array([[1.0, 2.0, 3.0]], np.float32), np.array([[0.4, 1.4, -1.6]])
-        >>> one, x = np.ones((1, 1), np.float32), x.astype(np.float32)
-        >>> AffineOperations().clip_gradient_affine(dy, x, 3, one, None, -1, 1).tolist()
-        [[1.0, 2.0, 0.0]]
-        """
-        z = spread(zeros_or(zero_point, scale), group_size, x)
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            v = np.rint(widened(x) / spread(scale, group_size, x))
-        inside = (v >= (qmin - z).astype(np.float32)) & (v <= (qmax - z).astype(np.float32))
-        return into(out, np.where(inside, dy, np.zeros((), dy.dtype)))

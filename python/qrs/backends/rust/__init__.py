@@ -23,11 +23,11 @@ from ..reference import (
     Labels,
     into,
 )
+from .gradients import Gradients
 from .raw import bits_of, column, int32, raw, row, typed
-from .solving import Solving
 
 
-class Rust(Solving):
+class Rust(Gradients):
     """SIMD levels chosen at run time, rayon underneath; see `qrs.simd_level()`."""
 
     name: ClassVar[str] = "rust"
@@ -126,24 +126,6 @@ class Rust(Solving):
             int32(zero_point), bits_of(out),
         )  # fmt: skip
         return typed(x_hat, dtype)
-
-    def clip_gradient_affine(
-        self,
-        dy: Array,
-        x: Array,
-        group_size: int,
-        scale: Float32,
-        zero_point: Integers | None,
-        qmin: int,
-        qmax: int,
-        out: Array | None = None,
-    ) -> Array:
-        bits, dtype = raw(x)
-        clipped = _qrs.clip_gradient_affine(
-            raw(dy)[0], bits, dtype, group_size, scale, int32(zero_point), qmin, qmax,
-            bits_of(out),
-        )  # fmt: skip
-        return typed(clipped, dtype)
 
     def encode_float(
         self, x: Array, format: str, saturate: bool, out: Codes | None = None
