@@ -144,3 +144,12 @@ def test_fake_quantize_takes_parameters(scheme):
         assert out.tobytes() == expected.tobytes()
     given["scale"] = np.ones(99, np.float32)
     refused(qrs.fake_quantize, x, scheme, **given, arg="scale")
+
+
+def test_there_are_none_on_a_gpu():
+    from qrs.backends.cupy import Cupy
+
+    case = clip_arguments((2, 4, 4), RULES["int4"], "float32")
+    for op in ("clip_gradient_affine", "step_gradients_affine"):
+        with pytest.raises(qrs.DeviceError, match=f"{op}: .*there is no kernel"):
+            getattr(Cupy(np), op)(*case)
