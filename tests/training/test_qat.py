@@ -14,7 +14,7 @@ from qrs import observers
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'qrs-quant[torch]'")
 from torch import nn  # noqa: E402
 
-from qrs.torch import checkpoint, convert, freeze, prepare_qat  # noqa: E402
+from qrs.torch import checkpoint, convert, freeze, lora, prepare_qat  # noqa: E402
 from qrs.torch.arrays import as_array  # noqa: E402
 from qrs.torch.qat.layers import QATLayer  # noqa: E402
 
@@ -155,6 +155,16 @@ def test_the_checkpoint_makes_the_layers_of_qrs(tmp_path) -> None:
     conv = layers.Conv1d.from_state(loaded, "conv1.", activation="uint8", padding=1)
     x = torch.randn(2, 12, 8)
     assert np.array_equal(conv(x.numpy()), model.conv1(x).detach().numpy())
+
+
+def test_the_checkpoint_has_packed_weights_of_adapters_and_plain_ones_too(tmp_path) -> None:
+    model = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 4))
+    lora.inject(model, 2, "nf4-g32", targets=["0"])
+    state = checkpoint(model)
+    names = {"0.weight", "0.bias", "0.lora_A.weight", "0.lora_B.weight", "2.weight", "2.bias"}
+    assert set(state) == names and state["0.weight"] == model[0].weight.qtensor()
+    qrs.save(tmp_path / "model.safetensors", state)
+    assert qrs.load(tmp_path / "model.safetensors")["0.weight"] == state["0.weight"]
 
 
 def test_the_state_dict_goes_on_where_it_was() -> None:

@@ -111,6 +111,7 @@ def test_what_is_prepared_already_or_not_yet() -> None:
         refused(call, model, arg="model")
     prepare_qat(model)
     assert "is prepared already" in unchanged(model, prepare_qat)
+    assert "module '0' is prepared" in unchanged(model, checkpoint)
     assert "module '0': inputs: have not been seen" in unchanged(model, convert)
     for call in (prepare_qat, convert, checkpoint, freeze):
         refused(call, 3, arg="model", error=qrs.ArgTypeError)

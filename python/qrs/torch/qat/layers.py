@@ -7,6 +7,8 @@ layer that was there before, so that optimizers and shared weights still know th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -118,8 +120,26 @@ class QATLayer(nn.Module):
             expected = f"{self.weight.dtype}, as the weight is, or torch.autocast({kind!r})"
             raise bad(f"module {self.name!r}, x", f"got {x.dtype}", x.dtype, expected, ArgTypeError)
 
-    def _explained(self) -> Any:
-        return _Explained(self)
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Errors of quantization name the layer, and say where numbers were lost."""
+        try:
+            with within(self.name):
+                yield
+        except QrsError as error:
+            raise (self._lost() or error) from None
+
+    def _lost(self) -> QrsError | None:
+        """The error of a parameter that is not finite; None where all are."""
+        for name, parameter in self.named_parameters():
+            if bool(torch.isfinite(parameter).all()):
+                continue
+            grad = parameter.grad
+            lost = grad is not None and not bool(torch.isfinite(grad).all())
+            found = f"has NaN or infinite values{', and so has its gradient' if lost else ''}"
+            expected = "finite numbers: look at the loss, the rate, or clip gradients"
+            return bad(f"module {self.name!r}, {name}", found, name, expected)
+        return None
 
     def _check_updates(self) -> None:
         """Raise where an optimizer moves the weight, and never the steps beside it."""
@@ -138,31 +158,6 @@ class QATLayer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}"
-
-
-class _Explained:
-    """Errors of quantization name the layer, and say where numbers were lost."""
-
-    def __init__(self, layer: QATLayer) -> None:
-        self.layer = layer
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if not isinstance(error, QrsError):
-            return
-        layer = self.layer
-        for name, parameter in layer.named_parameters():
-            if not bool(torch.isfinite(parameter).all()):
-                grad = parameter.grad
-                lost = grad is not None and not bool(torch.isfinite(grad).all())
-                found = f"has NaN or infinite values{', and so has its gradient' if lost else ''}"
-                expected = "finite numbers: look at the loss, the rate, or clip gradients"
-                where = f"module {layer.name!r}, {name}"
-                raise bad(where, found, name, expected) from None
-        with within(layer.name):
-            raise error
 
 
 class QATLinear(QATLayer):

@@ -126,13 +126,21 @@ def checkpoint(model: nn.Module) -> dict[str, Any]:
     Names are those of modules: `fc.weight` (a QTensor), `fc.bias`, `fc.input_scale`. Each layer
     comes back as `qrs.nn.Linear.from_state(state, "fc.", activation="uint8")`.
     """
+    modules = dict(checked_model(model).named_modules())
+    for name, module in modules.items():
+        if isinstance(module, QATLayer):
+            raise bad("model", f"module {name!r} is prepared", name, "convert(model) first")
     state: dict[str, Any] = {}
-    quantized = {n: m for n, m in checked_model(model).named_modules() if isinstance(m, Quantized)}
+    quantized = {n: m for n, m in modules.items() if isinstance(m, Quantized)}
     for name, module in quantized.items():
         state |= module.layer().state(f"{name}.")
+    packed = {n: m for n, m in modules.items() if isinstance(m, PackedWeight)}
+    for name, module in packed.items():
+        state.setdefault(name, module.qtensor())  # of layers with adapters
+    known = tuple(f"{name}." for name in (*quantized, *packed))
     own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
     for name, tensor in own.items():
-        if not any(name.startswith(f"{layer}.") for layer in quantized):
+        if not name.startswith(known):
             state[name] = as_array(tensor.detach().cpu().contiguous())
     return state
 
