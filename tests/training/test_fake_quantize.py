@@ -42,6 +42,31 @@ def test_strides_and_shapes() -> None:
     assert fake_quantize(normal(0, 4), "int4-axis0").shape == (0, 4)
 
 
+@pytest.mark.parametrize("scheme", ["int4", "int4-axis0", "int4-axis1", "int4-g4"])
+def test_gradients_of_strided_tensors_are_those_of_copies(scheme: str) -> None:
+    whole = normal(8, 16)
+    for x in (whole.t(), whole[:, ::2], whole[::2], whole[:, 4:], whole[:1].expand(8, 16)):
+        given = qrs.quantize(as_array(x), scheme).scale * np.float32(0.5)
+        lsq, found = LSQ(scheme, x), []
+        for y in (x.detach(), x.contiguous()):
+            fixed, learned = (y.detach().requires_grad_() for _ in range(2))
+            lsq.zero_grad()
+            fake_quantize(fixed, scheme, scale=given).sum().backward()
+            lsq(learned).sum().backward()
+            found.append((fixed.grad, learned.grad, lsq.step.grad.clone()))
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        assert (found[0][0] == 0).any()
+
+
+def test_scales_may_change_between_forward_and_backward() -> None:
+    for scale in (np.ones(1, np.float32), torch.ones(1)):
+        x = torch.tensor([[1.0, 9.0]], requires_grad=True)
+        y = fake_quantize(x, "int4-axis0", scale=scale)
+        scale *= 100
+        y.sum().backward()
+        assert x.grad.tolist() == [[1, 0]]
+
+
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("scheme", ["int8", "int4", "uint4", "int8-asym"])
 def test_gradients_are_those_of_torch(scheme: str, per_channel: bool) -> None:

@@ -7,6 +7,7 @@ bit `qrs.quantize(x, scheme).dequantize()`. The backward pass is the straight-th
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ def clipped(
     """
     narrow = grad.dtype == x.dtype != torch.float64
     if isinstance(scheme, Int) and x.device.type == "cpu" and narrow:
-        arrays = as_array(grad.contiguous()), as_array(x)
+        arrays = as_array(grad.contiguous()), as_array(x.contiguous())
         return as_tensor(scheme.clip_gradient(*arrays, _plain(scale), _plain(zero_point)))
     return grad * inside(x, scheme, scale, zero_point)
 
@@ -100,7 +101,7 @@ class _FakeQuantize(torch.autograd.Function):
         ctx.scheme = scheme
         # As they are now: who trains them may change them in place.
         ctx.parameters = [
-            p.clone() if isinstance(p, torch.Tensor) else p for p in (scale, zero_point)
+            p.clone() if isinstance(p, torch.Tensor) else copy(p) for p in (scale, zero_point)
         ]
         ctx.save_for_backward(*([] if scale is None else [x]))
         return quantized_values(x, scheme, scale, zero_point)

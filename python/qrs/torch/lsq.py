@@ -126,7 +126,7 @@ def gradients(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Those of x, and before their scale of the steps and zero points."""
     if x.device.type == "cpu" and dy.dtype == x.dtype != torch.float64:
-        arrays = as_array(dy.contiguous()), as_array(x)
+        arrays = as_array(dy.contiguous()), as_array(x.contiguous())
         z = None if zero is None else as_array(zero)
         d_x, d_step, d_zero = scheme.step_gradients(*arrays, as_array(scale), z)
         return as_tensor(d_x).reshape(x.shape), as_tensor(d_step), as_tensor(d_zero)
