@@ -261,6 +261,7 @@ def test_bad_input() -> None:
     refused(fake_quantize, x.to("meta"), "int8", error=qrs.DeviceError)
     for scheme in ("nf4", "int4-g3-ragged", "e4m3-axis0", "kmeans4"):
         refused(LSQ, scheme, x, arg="scheme")
+    refused(LSQ, "int4-g16", x, arg="group_size")
     refused(LSQ, "int8-asym", x, arg="learn_zero_point")
     refused(LSQ, "int8", x, learn_zero_point=True, arg="learn_zero_point")
     refused(LSQ, "uint8", x, learn_zero_point=1, arg="learn_zero_point", error=qrs.ArgTypeError)

@@ -49,6 +49,7 @@ class LSQ(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.scheme = checked(as_scheme(scheme), learn_zero_point)
+        self.scheme.granularity.check(tuple(x.shape))
         zero = None
         if learn_zero_point:
             qt = quantize(as_array(x), self.scheme)
