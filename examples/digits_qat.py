@@ -98,11 +98,9 @@ def accuracy(model: nn.Module, data: Data) -> float:
 
 def folded(model: nn.Module) -> nn.Module:
     """The model for inference, with batch norms in the convolutions before them."""
-    if any(isinstance(module, nn.BatchNorm2d) for module in model):
-        pairs = [(str(i), str(i + 1)) for i, m in enumerate(model) if isinstance(m, nn.Conv2d)]
-        for conv, norm in pairs:
-            fused = torch.nn.utils.fuse_conv_bn_eval(model[int(conv)], model[int(norm)])
-            model[int(conv)], model[int(norm)] = fused, nn.Identity()
+    for i in [i for i, module in enumerate(model) if isinstance(module, nn.Conv2d)]:
+        fused = torch.nn.utils.fuse_conv_bn_eval(model[i], model[i + 1])
+        model[i], model[i + 1] = fused, nn.Identity()
     return model
 
 

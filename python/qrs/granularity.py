@@ -64,7 +64,7 @@ class Granularity:
     def to_rows(self, x: Array) -> Array:
         """The array as (rows, cols), in C order."""
         view = self.rows(x.shape)
-        return x.reshape(view.rows, view.cols)
+        return contiguous(x.reshape(view.rows, view.cols))
 
     def from_rows(self, rows: Array, shape: Shape) -> Array:
         """The inverse of `to_rows`."""

@@ -120,7 +120,6 @@ class Scheme(ABC):
     ) -> Array:
         """Decode a QTensor of this scheme to an array of `qt.shape`."""
 
-    @abstractmethod
     def fake_quantize(
         self,
         x: Array,
@@ -130,6 +129,8 @@ class Scheme(ABC):
         zero_point: Any = None,
     ) -> Array:
         """`dequantize(quantize(x, scale, zero_point))` in the dtype of `x`."""
+        qt = self.quantize(x, backend, scale, zero_point)
+        return self.dequantize(qt, x.dtype.name, backend, out)
 
     @abstractmethod
     def from_codes(

@@ -129,18 +129,6 @@ class InBasis:
             check_overflow(x_hat, "dtype", backend)
         return into(out, x_hat)
 
-    def fake_quantize(
-        self,
-        x: Array,
-        backend: Reference,
-        out: Array | None = None,
-        scale: Any = None,
-        zero_point: Any = None,
-    ) -> Array:
-        """There and back."""
-        qt = self.quantize(x, backend, scale, zero_point)
-        return self.dequantize(qt, x.dtype.name, backend, out)
-
     def from_codes(
         self, shape: Shape, codes: Any, scale: Any, zero_point: Any, codebook: Any = None
     ) -> QTensor:

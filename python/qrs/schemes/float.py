@@ -254,17 +254,6 @@ class Float(Scheme, family="float"):
     ) -> Array:
         return float_parts.dequantize(self, qt, dtype, backend, out)
 
-    def fake_quantize(
-        self,
-        x: Array,
-        backend: Reference,
-        out: Array | None = None,
-        scale: Any = None,
-        zero_point: Any = None,
-    ) -> Array:
-        qt = self.quantize(x, backend, scale, zero_point)
-        return float_parts.dequantize(self, qt, x.dtype.name, backend, out)
-
     def from_codes(
         self, shape: Shape, codes: Any, scale: Any, zero_point: Any, codebook: Any = None
     ) -> QTensor:

@@ -19,8 +19,7 @@ from .arrays import as_array
 from .modules import checked_model, matches, patterns
 from .packed import FLOATS
 from .quantized import margins
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+from .spec import CONVOLUTIONS
 
 
 def capture(

@@ -73,11 +73,15 @@ def clipped(
     Of integers that is where the code before clamping, round(x / scale) + zero_point, is one of the
     scheme, as torch has it; of tables and floats, where x / scale is within their levels.
     """
-    narrow = grad.dtype == x.dtype != torch.float64
-    if isinstance(scheme, Int) and x.device.type == "cpu" and narrow:
-        arrays = as_array(grad.contiguous()), as_array(x.contiguous())
+    if isinstance(scheme, Int) and has_kernel(grad, x):
+        arrays = as_array(grad), as_array(x)
         return as_tensor(scheme.clip_gradient(*arrays, _plain(scale), _plain(zero_point)))
     return grad * inside(x, scheme, scale, zero_point)
+
+
+def has_kernel(dy: torch.Tensor, x: torch.Tensor) -> bool:
+    """Whether kernels compute gradients of these: on the CPU, of one dtype but float64."""
+    return bool(x.device.type == "cpu" and dy.dtype == x.dtype != torch.float64)
 
 
 def inside(x: torch.Tensor, scheme: Scheme, scale: Any, zero_point: Any = None) -> torch.Tensor:

@@ -18,7 +18,7 @@ from ..granularity import PerAxis, PerGroup
 from ..qtensor import QTensor
 from ..schemes import Int, Scheme, as_scheme
 from .arrays import as_array, as_tensor
-from .fake_quantize import quantized_values
+from .fake_quantize import has_kernel, quantized_values
 
 __all__ = ["LSQ"]
 
@@ -126,10 +126,10 @@ def gradients(
     dy: torch.Tensor, x: torch.Tensor, scheme: Int, scale: torch.Tensor, zero: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Those of x, and before their scale of the steps and zero points."""
-    if x.device.type == "cpu" and dy.dtype == x.dtype != torch.float64:
-        arrays = as_array(dy.contiguous()), as_array(x.contiguous())
+    if has_kernel(dy, x):
         z = None if zero is None else as_array(zero)
-        d_x, d_step, d_zero = scheme.step_gradients(*arrays, as_array(scale), z)
+        arrays = as_array(dy), as_array(x), as_array(scale), z
+        d_x, d_step, d_zero = scheme.step_gradients(*arrays)
         return as_tensor(d_x).reshape(x.shape), as_tensor(d_step), as_tensor(d_zero)
     return gradients_by_torch(dy, x, scheme, scale, zero)
 

@@ -16,7 +16,7 @@ from ..statistics import Statistics
 from .modules import Report, checked_model, replace, weights_of, within
 from .packed import PackedWeight, packed_weight
 from .quantized import Quantized, quantized_module
-from .spec import DYNAMIC, PER_BATCH, PER_TOKEN, STATIC, Spec, assigned, place
+from .spec import STATIC, Spec, assigned, per_call, place
 
 CAPTURE = "qrs.torch.capture(model, batches)"
 
@@ -94,10 +94,9 @@ def _made(
 
 def inputs_of(module: nn.Module, spec: Spec, name: str, statistics: Any) -> str | Static | None:
     """What becomes of the input of a layer."""
-    if isinstance(module, nn.Embedding) or spec.inputs is None:
-        return None
-    if spec.inputs == DYNAMIC:
-        return PER_TOKEN if isinstance(module, nn.Linear) else PER_BATCH
+    how = spec.inputs_of(module)
+    if how != STATIC:
+        return per_call(module) if how else None
     if not isinstance(statistics, Calibration) or name not in statistics:
         found = f"have no range of the input of {name!r}, which {spec} wants"
         raise bad("statistics", found, name, CAPTURE)

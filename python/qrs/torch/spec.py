@@ -49,6 +49,10 @@ class Spec:
             scheme = scheme.with_granularity(PerAxis(0))
         return cls(scheme, inputs)
 
+    def inputs_of(self, module: nn.Module) -> str | None:
+        """What becomes of the inputs of a module: those of embeddings are no numbers."""
+        return None if isinstance(module, nn.Embedding) else self.inputs
+
     def refusal(self, module: nn.Module) -> str | None:
         """Why a module cannot have it; None where it can."""
         if isinstance(module, CONVOLUTIONS) and self.inputs is None:
@@ -92,6 +96,11 @@ def assigned(model: nn.Module, recipe: Any, skip: Iterable[str], strict: bool) -
         raise bad("recipe", "leaves every layer as it is", recipe, "a scheme for one of them")
     _check_ties(model, chosen)
     return Assigned(chosen, left)
+
+
+def per_call(module: nn.Module) -> str:
+    """What inputs of a module become where they are quantized in each call."""
+    return PER_BATCH if isinstance(module, CONVOLUTIONS) else PER_TOKEN
 
 
 def place(module: Any) -> int:

@@ -17,10 +17,13 @@ from ...observers.base import from_state
 from ...schemes import Int
 from ..arrays import as_array, as_tensor
 from ..fake_quantize import fake_quantize
+from ..spec import DYNAMIC, STATIC
 
 
 class PerCall(nn.Module):
     """Inputs quantized in the range that they have in each call: of each token, or of them all."""
+
+    kind = DYNAMIC
 
     def __init__(self, scheme: str) -> None:
         super().__init__()
@@ -36,6 +39,8 @@ class PerCall(nn.Module):
         """As layers of `qrs.nn` take it."""
         return self.scheme
 
+    stand_in = activation
+
     def extra_repr(self) -> str:
         return self.scheme
 
@@ -46,6 +51,8 @@ class Observed(nn.Module):
     The buffers `observing` and `quantizing` say what a call does; `qrs.torch.freeze` and
     `FreezeSchedule` set them. All of it, what the observer has seen too, is in the state dict.
     """
+
+    kind = STATIC
 
     def __init__(self, scheme: Int, observer: Observer) -> None:
         super().__init__()
@@ -72,6 +79,10 @@ class Observed(nn.Module):
                 raise bad("inputs", "have not been seen yet", None, expected)
             self._range = Static.of(self.observer, self.scheme)
         return self._range
+
+    def stand_in(self) -> Static:
+        """Some range, which is as good as another where it is not known yet."""
+        return Static(self.scheme, 1.0, None if self.scheme.symmetric else 0)
 
     def _observe(self, x: torch.Tensor) -> None:
         """Extremes are found where the tensor is; other observers want all of it on the host."""

@@ -10,14 +10,13 @@ from torch import nn
 
 from ...errors import ArgTypeError, bad
 from ...granularity import PerTensor
-from ...nn import Static
 from ...observers import MovingAverage, Observer
 from ...schemes import Int, Scheme, as_scheme
 from ..arrays import as_array
 from ..modules import Report, checked_model, replace, weights_of, within
 from ..packed import PackedWeight
 from ..quantized import Quantized
-from ..spec import CONVOLUTIONS, DYNAMIC, PER_BATCH, PER_TOKEN, Spec, assigned, place
+from ..spec import STATIC, Spec, assigned, per_call, place
 from .batch_norm import pairs
 from .inputs import Inputs, Observed, PerCall
 from .layers import QATConv, QATEmbedding, QATLayer, QATLinear
@@ -116,7 +115,7 @@ def convert(model: nn.Module) -> Report:
     new: dict[int, nn.Module] = {id(layers[name]): module for name, module in made.items()}
     new |= {id(layer): layer.unpacked(packed[place(layer)]) for layer in wide.values()}
     replace(model, new)
-    how = {name: _spec_of(layer) for name, layer in layers.items()}
+    how = {name: str(_spec_of(layer)) for name, layer in layers.items()}
     return Report.of(how, {}, weights_of(made.values()))
 
 
@@ -174,10 +173,9 @@ class _Makers:
 
     def inputs(self, module: nn.Module, spec: Spec) -> Inputs | None:
         """What becomes of the input of a layer."""
-        if isinstance(module, nn.Embedding) or spec.inputs is None:
-            return None
-        if spec.inputs == DYNAMIC:
-            return PerCall(PER_BATCH if isinstance(module, CONVOLUTIONS) else PER_TOKEN)
+        how = spec.inputs_of(module)
+        if how != STATIC:
+            return PerCall(per_call(module)) if how else None
         observed: Observed = Observed(self.scheme, self.observer()).to(module.weight.device)
         return observed
 
@@ -202,12 +200,7 @@ def _trial(layer: QATLayer) -> PackedWeight:
     weight = layer.packed()
     if _is_wide(layer):
         return weight
-    inputs = layer.inputs
-    zero_point = None if getattr(getattr(inputs, "scheme", None), "symmetric", True) else 0
-    observed = isinstance(inputs, Observed)
-    activation: Any = inputs and (
-        Static(inputs.scheme, 1.0, zero_point) if observed else inputs.activation()
-    )
+    activation = None if layer.inputs is None else layer.inputs.stand_in()
     with within(layer.name):
         layer.converted(weight, activation).layer()
     return weight
@@ -218,9 +211,8 @@ def _is_wide(layer: QATLayer) -> bool:
     return layer.quantizer.scheme.bits > 8 and layer.inputs is None
 
 
-def _spec_of(layer: QATLayer) -> str:
-    kinds = {PerCall: "-dynamic", Observed: "-static", type(None): ""}
-    return f"{layer.quantizer.scheme}{kinds[type(layer.inputs)]}"
+def _spec_of(layer: QATLayer) -> Spec:
+    return Spec(layer.quantizer.scheme, None if layer.inputs is None else layer.inputs.kind)
 
 
 def _words(spec: Spec, layer: QATLayer, norm: str | None) -> str:
