@@ -12,6 +12,7 @@ from . import backends
 from .arrays import (
     as_input,
     as_kernel_float,
+    first_index,
     nonfinite_error,
     plain,
     refuse_on_gpu,
@@ -136,8 +137,11 @@ class Statistics:
                 raise ValueError(f"{statistics.n_tokens} tokens beside sums")
             if "diag" in state:
                 statistics._restore(state)
-        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-            found, expected = f"is no state of statistics: {error!r}", "what state() returned"
+        except KeyError as error:
+            found, expected = f"lacks {error}", "what state() returned"
+            raise bad("state", found, list(state), expected) from None
+        except (TypeError, ValueError, OverflowError, AttributeError) as error:
+            found, expected = f"is no state of statistics: {error}", "what state() returned"
             raise bad("state", found, type(state), expected) from None
         return statistics
 
@@ -147,10 +151,14 @@ class Statistics:
         for name in ("hessian", "diag", "abs_sum", "absmax")[not self.keeps_hessian :]:
             part = np.array(state[name], np.float64)
             expected = (features, features) if name == "hessian" else (features,)
-            if part.shape != expected or not np.isfinite(part).all():
-                raise ValueError(f"{name} has shape {part.shape}, expected finite {expected}")
-            if (part < 0).any() if name != "hessian" else not np.array_equal(part, part.T):
-                raise ValueError(f"{name} is not what sums of squares are")
+            if part.shape != expected:
+                raise ValueError(f"{name} has shape {part.shape}, expected {expected}")
+            wrong = ~np.isfinite(part) | ((part < 0) & (name != "hessian"))
+            if wrong.any():
+                at, where = first_index(wrong)
+                raise ValueError(f"{name} is {part[at]}{where}, expected finite sums of squares")
+            if name == "hessian" and not np.array_equal(part, part.T):
+                raise ValueError("hessian is not symmetric")
             setattr(self, f"_{name}", part)
 
     def __repr__(self) -> str:

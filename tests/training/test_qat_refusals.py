@@ -185,7 +185,7 @@ def test_a_schedule() -> None:
     schedule = FreezeSchedule(model, inputs=1, ranges=2, norms=3, steps=4)
     layer, seen = model[0], []
     for _ in range(5):
-        flags = layer.inputs.quantizing, layer.inputs.observing, ~layer.norm_frozen
+        flags = layer.inputs.quantizing, layer.inputs.observing, layer.norm_frozen == 0
         seen.append([*map(bool, flags), layer.quantizer.step.requires_grad])
         model(torch.randn(2, 1, 3, 3))
         schedule.step()

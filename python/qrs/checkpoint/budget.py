@@ -15,14 +15,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..devices import on_host
 from ..errors import ArgValueError, bad
 from ..schemes import as_scheme
 from .plan import Plan, TensorPlan, finite, make_plan
 from .recipe import KEEP, Recipe, Rule
 from .report import ErrorSums
 from .source import Checkpoint, Shard
-from .stream import add_errors, quantized_blocks
+from .stream import add_errors, add_output, quantized_blocks
 
 CANDIDATES = ("int3-g128-asym-f16", "int4-g128-asym-f16", "nf4-g64-f16", "int8-axis0")
 
@@ -105,7 +104,7 @@ def plan_bits(
     target_bits: float,
     candidates: Sequence[str] = CANDIDATES,
     *,
-    solver: str = "minmax",
+    solver: str = "lsq",
     progress: Callable[[str, int], None] | None = None,
     **options: Any,
 ) -> Budget:
@@ -208,8 +207,7 @@ def _measured(
     with shard.open() as file:
         for x, qt in quantized_blocks(file, t, plan.backend, known):
             add_errors(errors, x, qt, plan.backend)
-            if known is not None and known.hessian is not None:
-                errors.add_output(x, on_host(qt.dequantize(backend=plan.backend)), known)
+            add_output(errors, x, qt, t, plan.backend, known)
     if progress is not None:
         progress(t.name, t.nbytes)
     lost = errors.noise / errors.signal if errors.signal else 0.0

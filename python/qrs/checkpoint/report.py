@@ -6,6 +6,7 @@ ever made.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,7 +68,7 @@ class ErrorSums:
     def add_output(self, x: NDArray[Any], x_hat: NDArray[Any], known: Statistics) -> None:
         """Count in what rows (n, inputs...) of a weight leave in the output of their layer."""
         assert known.hessian is not None
-        w = x.reshape(len(x), -1).astype(np.float64)
+        w = x.reshape(len(x), math.prod(x.shape[1:])).astype(np.float64)
         self.output_signal += quadratic_form(w, known.hessian)
         error = quadratic_form(w - x_hat.reshape(w.shape), known.hessian)
         self.output = error + (self.output or 0.0)
@@ -80,6 +81,10 @@ class ErrorSums:
             max(self.peak, other.peak),
             self.size + other.size,
             max(self.largest, other.largest),
+            None
+            if self.output is other.output is None
+            else (self.output or 0.0) + (other.output or 0.0),
+            self.output_signal + other.output_signal,
         )
 
     @property

@@ -160,8 +160,7 @@ def quantize_tensor(
             pieces.setdefault(leaf, []).append(array)
         add_errors(errors, x, qt, plan.backend)
         info |= {key: part for key, part in qt.info.items() if key in SOLVED}
-        if known is not None and known.hessian is not None:
-            errors.add_output(x, on_host(qt.dequantize(backend=plan.backend)), known)
+        add_output(errors, x, qt, t, plan.backend, known)
         if progress is not None:
             progress(t.name, x.nbytes)
     for leaf, arrays in pieces.items():
@@ -193,6 +192,18 @@ def add_errors(errors: ErrorSums, x: Array, qt: QTensor, backend: str) -> None:
     """Count in what quantizing `x` to `qt` lost."""
     for rows, part in zip(row_blocks(qt.shape), blocks_of(qt), strict=True):
         errors.add(x[rows], on_host(part.dequantize(backend=backend)))
+
+
+def add_output(
+    errors: ErrorSums, x: Array, qt: QTensor, t: TensorPlan, backend: str, known: Statistics | None
+) -> None:
+    """Count in what is lost in the output of the layer, where second moments are known."""
+    if known is None or known.hessian is None:
+        return
+    try:
+        errors.add_output(x, on_host(qt.dequantize(backend=backend)), known)
+    except ArgValueError as error:
+        raise of_tensor(error, t.name) from None
 
 
 def sent(x: Array, backend: str) -> Array:

@@ -229,11 +229,6 @@ class ColumnScaled(InBasis, Scheme, family="scaled"):
     def _with(self, inner: Scheme) -> ColumnScaled:
         return ColumnScaled(inner)
 
-    def moments_into(self, h: Array, parts: Mapping[str, Any]) -> Array:
-        """T^-1 H T^-T: the second moments of changed inputs, float64."""
-        once = np.ascontiguousarray(self.input_into(h, parts).T)
-        return self.input_into(once, parts)
-
     def own_parts(self, shape: Shape) -> PartSpecs:
         return {"column_scale": ("float32", shape[-1:])}
 

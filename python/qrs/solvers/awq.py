@@ -115,10 +115,12 @@ class _Search:
             ones = np.ones(self.w.shape[1], np.float32)
             return self.inner.quantize(self.w, self.backend), ones, {}
         rows = self.w[:: -(-len(self.w) // ROWS)]
-        alphas = [step / steps for step in range(steps)]
+        alphas = [alpha for step in range(steps) if self._fits(alpha := step / steps)]
         errors = [self._error(rows, *self._plain(rows, alpha)) for alpha in alphas]
         alpha = alphas[int(np.argmin(errors))]
-        tried = [self._plain(self.w, alpha)] + [self._searched(alpha)] * self._can_search
+        tried = [self._plain(self.w, alpha)]
+        if self._can_search:
+            tried.append(self._searched(alpha))
         errors = [self._error(self.w, *some) for some in tried]
         before = self._error(self.w, *self._plain(self.w, 0.0))
         if not min(errors) < before:
@@ -133,10 +135,15 @@ class _Search:
     def column_scale(self, alpha: float) -> Float32:
         """c = 1 / s with s = magnitudes^alpha, over the root of its largest times its least."""
         largest = float(self.magnitudes.max())
-        relative = np.maximum(self.magnitudes / largest if largest else 1.0, FLOOR) ** alpha
-        normalized = relative / np.sqrt(relative.max() * relative.min())
+        powers = np.maximum(self.magnitudes / largest if largest else 1.0, FLOOR) ** alpha
+        normalized = powers / np.sqrt(powers.max() * powers.min())
         found: Float32 = (1 / normalized).astype(np.float32)
         return found
+
+    def _fits(self, alpha: float) -> bool:
+        """Whether the weight over its factors is finite; with the power 0 it is the weight."""
+        with np.errstate(over="ignore"):
+            return bool(np.isfinite(np.abs(self.w).max(axis=0) / self.column_scale(alpha)).all())
 
     def _plain(self, w: Float32, alpha: float) -> tuple[QTensor, Float32]:
         c = self.column_scale(alpha)
@@ -157,8 +164,10 @@ class _Search:
         return True
 
     def _error(self, w: Float32, qt: QTensor, c: Float32) -> float:
-        decoded = self.inner.dequantize(qt, "float32", self.backend) * c
-        return self._form(w.astype(np.float64) - decoded)
+        with np.errstate(over="ignore", invalid="ignore"):
+            decoded = self.inner.dequantize(qt, "float32", self.backend) * c
+            error = self._form(w.astype(np.float64) - decoded)
+        return error if np.isfinite(error) else np.inf
 
     def _form(self, e: Float64) -> float:
         """tr(E H E^T)."""

@@ -6,6 +6,7 @@ tr(E H E^T), E = W - W_hat: the sum of the squared differences over all tokens t
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ def checked_hessian(statistics: Any, features: int, name: str = "statistics") ->
     """The Hessian (features, features) of `Statistics` or of an array, float64 and symmetric.
 
     Raises `ArgTypeError` and `ArgValueError` naming `name` for other types and shapes, for NaN and
-    infinities, a negative diagonal, a matrix that is not symmetric, and one of zeros alone.
+    infinities, a negative diagonal, one of zeros alone, products with an input whose own square is
+    0, and a matrix that is not symmetric.
 
     >>> checked_hessian([[2.0, 1.0], [1.0, 2.0]], 2).tolist()
     [[2.0, 1.0], [1.0, 2.0]]
@@ -66,6 +68,12 @@ def _check_numbers(hessian: Float64, name: str) -> None:
         raise bad(name, found, float(diagonal[at]), "sums of squares")
     if hessian.size and not diagonal.any():
         raise bad(name, "has a diagonal of zeros", 0.0, "the moments of inputs that are not all 0")
+    dead = np.flatnonzero(diagonal == 0)
+    products = np.abs(hessian[dead]).max(axis=1, initial=0.0)
+    if (products > ASYMMETRY * np.abs(hessian).max(initial=0.0)).any():
+        worst = int(np.argmax(products))
+        found = f"the diagonal is 0 at index {dead[worst]}, beside products of {products[worst]}"
+        raise bad(name, found, float(products[worst]), "second moments X^T X: a row of zeros there")
 
 
 def _checked_asymmetry(hessian: Float64, name: str) -> float:
@@ -100,7 +108,8 @@ def output_error(weight: Any, weight_hat: Any, hessian: Any) -> float:
 
     `weight` and `weight_hat` are (out, in), or have more axes behind the first, which count as
     one; `hessian` (in, in) as in `qrs.gptq`. Products in float64 are numpy's. 0 where there is no
-    error, NaN where the output is 0 and there is one.
+    error, NaN where the output is 0 and there is one. Raises what `qrs.gptq` raises for a Hessian,
+    and where it makes the square of an output negative.
 
     >>> output_error([[3.0, 1.0]], [[3.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]])
     0.1
@@ -110,7 +119,8 @@ def output_error(weight: Any, weight_hat: Any, hessian: Any) -> float:
     if w.ndim < 2 or w.shape != w_hat.shape:
         found = f"got shapes {w.shape} and {w_hat.shape}"
         raise bad("weight_hat", found, w_hat.shape, "the shape (out, in) of weight")
-    w, w_hat = w.reshape(len(w), -1), w_hat.reshape(len(w), -1)
+    rows = len(w), math.prod(w.shape[1:])
+    w, w_hat = w.reshape(rows), w_hat.reshape(rows)
     h = checked_hessian(hessian, w.shape[1], "hessian")
     error = quadratic_form(w - w_hat, h)
     whole = quadratic_form(w, h)
@@ -118,5 +128,11 @@ def output_error(weight: Any, weight_hat: Any, hessian: Any) -> float:
 
 
 def quadratic_form(x: Float64, h: Float64) -> float:
-    """tr(x h x^T), not below 0; the product is numpy's."""
-    return max(float(np.einsum("ij,ij->", x @ h, x)), 0.0)
+    """tr(x h x^T), the product numpy's; raises where it is negative, and not by rounding."""
+    found = float(np.einsum("ij,ij->", x @ h, x))
+    if found < 0:
+        magnitude = np.abs(x)
+        if -found > ASYMMETRY * float(np.einsum("ij,ij->", magnitude @ np.abs(h), magnitude)):
+            expected = "X^T X of inputs, which is positive semidefinite"
+            raise bad("hessian", f"gives outputs the square {found:.6g}", found, expected)
+    return max(found, 0.0)

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import backends
-from ..arrays import as_input, as_kernel_float, nonfinite_error
+from ..arrays import as_input, as_kernel_float, first_index, nonfinite_error
 from ..backends.reference import Reference
-from ..errors import bad
+from ..checks import checked_number
+from ..errors import ArgTypeError, bad
 from ..qtensor import QTensor
 from ..schemes import ColumnScaled, Rotated, Scheme, as_scheme
 
@@ -54,13 +55,22 @@ def smooth_scale(absmax: Any, weight: Any, alpha: float) -> Float32:
     """
     x = np.asarray(absmax, np.float64)
     w = np.abs(np.asarray(weight, np.float64)).max(axis=0, initial=0.0)
+    for name, given in (("absmax", x), ("weight", w)):
+        wrong = ~(np.isfinite(given) & (given >= 0))
+        if wrong.any():
+            at, where = first_index(wrong)
+            raise bad(name, f"{given[at]}{where}", float(given[at]), "finite magnitudes, 0 or more")
     if x.shape != w.shape:
         raise bad("absmax", f"got shape {x.shape}", x.shape, f"{w.shape}, as the weight has inputs")
-    if not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1:
+    if not 0 <= checked_number(alpha, "alpha") <= 1:
         raise bad("alpha", f"got {alpha!r}", alpha, "a number from 0 to 1")
     usable = (x > 0) & (w > 0) & (alpha > 0)
     safe_x, safe_w = np.where(usable, x, 1.0), np.where(usable, w, 1.0)
-    found: Float32 = np.where(usable, safe_w ** (1 - alpha) / safe_x**alpha, 1.0).astype(np.float32)
+    with np.errstate(over="ignore", under="ignore"):
+        factors = np.where(usable, safe_w ** (1 - alpha) / safe_x**alpha, 1.0)
+    # Any factor above 0 is one: those beyond float32 become its least or greatest.
+    limits = np.finfo(np.float32)
+    found: Float32 = np.clip(factors, float(limits.tiny), float(limits.max)).astype(np.float32)
     return found
 
 
@@ -81,7 +91,8 @@ def smooth(
     weight : (out, in) floats.
     x : a sample of inputs (rows, in), floats; some hundred rows are enough.
     scheme, activation : of the weight, and of x in each call: "int8-axis0" is per token.
-    alphas : powers to try, from 0 to 1; 0, no smoothing, is always tried.
+    alphas : powers to try, from 0 to 1; 0, no smoothing, is always tried. Those with which a weight
+        or an input overflows are not.
     rotate : whether the rotation of blocks competes, of 128 inputs or the largest power of two that
         divides them.
 
@@ -105,22 +116,40 @@ def smooth(
     absmax = np.abs(rows).max(axis=0)
     target = rows.astype(np.float64) @ w.astype(np.float64).T
     tried: dict[str, tuple[float | None, QTensor, float]] = {}
-    for alpha in sorted({0.0, *alphas}):
+    for alpha in _checked_alphas(alphas):
         basis = ColumnScaled(inner)
         own = {"column_scale": smooth_scale(absmax, w, alpha)}
+        if alpha and not _is_finite(basis, own, w, rows):
+            continue
         qt = basis.of(inner.quantize(basis.weight_into(w, own), ops), own)
         error = _error(qt, basis, rows, of_x, target, ops)
         kind = "smooth" if alpha else "none"
         if kind not in tried or error < tried[kind][2]:
             tried[kind] = alpha or None, qt if alpha else basis.tensor(qt), error
     block = min(w.shape[1] & -w.shape[1], LARGEST_BLOCK)
-    if rotate and block > 1:
-        rotated = Rotated(inner, block)
+    rotated = Rotated(inner, max(block, 2))
+    if rotate and block > 1 and _is_finite(rotated, {}, w, rows):
         qt = rotated.quantize(w, ops)
         tried["rotated"] = None, qt, _error(qt, rotated, rows, of_x, target, ops)
     best = min(tried, key=lambda kind: tried[kind][2])
     alpha_found, qt, _ = tried[best]
     return Smoothing(best, alpha_found, qt, {kind: some[2] for kind, some in tried.items()})
+
+
+def _checked_alphas(alphas: Any) -> list[float]:
+    """0 and these, ascending; whether they are from 0 to 1 is for `smooth_scale` to say."""
+    if isinstance(alphas, str) or not np.iterable(alphas):
+        raise bad("alphas", f"got {alphas!r}", alphas, "numbers from 0 to 1", ArgTypeError)
+    return sorted({0.0, *(checked_number(alpha, "alphas") for alpha in alphas)})
+
+
+def _is_finite(
+    basis: ColumnScaled | Rotated, parts: dict[str, Any], w: Float32, rows: Float32
+) -> bool:
+    """Whether neither weights nor inputs overflow in a basis."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        changed = basis.weight_into(w, parts), basis.input_into(rows, parts)
+    return all(bool(np.isfinite(array).all()) for array in changed)
 
 
 def _error(

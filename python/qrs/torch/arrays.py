@@ -17,6 +17,12 @@ from ..errors import ArgTypeError, DeviceError, bad
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
+DTYPES = {
+    torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16",
+    torch.float64: "float64",
+}  # fmt: skip
+"""Floats that are taken, and their names in qrs."""
+
 
 def as_array(tensor: Any, arg: str = "x") -> Any:
     """The array that shares the memory of a tensor; gradients do not flow through it.

@@ -12,20 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd.function import once_differentiable
 
 from .. import api
+from ..backends.reference import Reference
 from ..errors import ArgTypeError, bad
 from ..float_formats import FORMATS
 from ..granularity import PerAxis, PerTensor
-from ..schemes import Codebook, Float, Int, Scheme, as_scheme
-from .arrays import as_array, as_tensor
+from ..schemes import Codebook, Float, Int, Scheme, as_scheme, scales
+from .arrays import DTYPES, as_array, as_tensor
 
 __all__ = ["fake_quantize"]
 
-DTYPES = {
-    torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16",
-    torch.float64: "float64",
-}  # fmt: skip
+HOST = Reference()
 
 
 @torch.compiler.disable  # the kernels are no operations of torch: compiled graphs break here
@@ -76,7 +75,7 @@ def clipped(
     if isinstance(scheme, Int) and has_kernel(grad, x):
         arrays = as_array(grad), as_array(x)
         return as_tensor(scheme.clip_gradient(*arrays, _plain(scale), _plain(zero_point)))
-    return grad * inside(x, scheme, scale, zero_point)
+    return torch.where(inside(x, scheme, scale, zero_point), grad, 0)
 
 
 def has_kernel(dy: torch.Tensor, x: torch.Tensor) -> bool:
@@ -86,7 +85,7 @@ def has_kernel(dy: torch.Tensor, x: torch.Tensor) -> bool:
 
 def inside(x: torch.Tensor, scheme: Scheme, scale: Any, zero_point: Any = None) -> torch.Tensor:
     """Where values lie within what can be represented: see `clipped`."""
-    code = x.detach().float() / _spread(scale, scheme, x)
+    code = x.detach().float() / _spread(_rounded(scale, scheme), scheme, x)
     if isinstance(scheme, Int):
         code = code.round_()
         if zero_point is not None:
@@ -111,6 +110,7 @@ class _FakeQuantize(torch.autograd.Function):
         return quantized_values(x, scheme, scale, zero_point)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Any) -> Any:
         saved = ctx.saved_tensors  # once: checkpointing counts
         if saved:
@@ -122,6 +122,15 @@ class _FakeQuantize(torch.autograd.Function):
 def _plain(parameter: Any) -> Any:
     """A parameter as qrs takes it."""
     return as_array(parameter, "scale") if isinstance(parameter, torch.Tensor) else parameter
+
+
+def _rounded(scale: Any, scheme: Scheme) -> Any:
+    """Scales as they are stored, as float32: an array of the host."""
+    on_host = as_array(scale.cpu()) if isinstance(scale, torch.Tensor) else np.asarray(scale)
+    wide, dtype = on_host.astype(np.float32), scheme.scale_dtype
+    if not isinstance(dtype, str):
+        return wide
+    return scales.decoded(scales.stored(wide, dtype, wide.shape, HOST), dtype, HOST)
 
 
 def _spread(parameter: Any, scheme: Scheme, x: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Learned step sizes: scales, and zero points, that are trained beside the weights.
 
-Esser et al., "Learned Step Size Quantization", 2020. With v = x / s + z and codes from Qn to Qp the
+Esser et al., "Learned Step Size Quantization", 2020. With v = x / s + z, where s and z are as they
+are stored, z rounded (gradients pass that straight through), and codes from Qn to Qp the
 gradient of x_hat = s * (round(clip(v, Qn, Qp)) - z) with respect to s is round(v) - v inside,
 Qn - z below and Qp - z above (equation 3; Bhalgat et al., "LSQ+", 2020, for z), with respect to z 0
 inside and -s outside, both times 1 / sqrt(N Qp) (section 2.2), N the values that share the step.
@@ -11,13 +12,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from ..api import quantize
 from ..errors import ArgTypeError, bad
 from ..granularity import PerAxis, PerGroup
 from ..qtensor import QTensor
 from ..schemes import Int, Scheme, as_scheme
-from .arrays import as_array, as_tensor
+from .arrays import DTYPES, as_array, as_tensor
 from .fake_quantize import has_kernel, quantized_values
 
 __all__ = ["LSQ"]
@@ -49,6 +51,11 @@ class LSQ(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.scheme = checked(as_scheme(scheme), learn_zero_point)
+        if not isinstance(x, torch.Tensor) or x.dtype not in DTYPES:
+            found = f"got {x.dtype if isinstance(x, torch.Tensor) else type(x).__name__}"
+            raise bad("x", found, type(x), "a float tensor", ArgTypeError)
+        if not bool(torch.isfinite(x).all()):
+            raise bad("x", "has NaN or infinite values", None, "finite numbers")
         self.scheme.granularity.check(tuple(x.shape))
         zero = None
         if learn_zero_point:
@@ -111,13 +118,14 @@ class _LearnedStep(torch.autograd.Function):
         return quantized_values(x, scheme, scale, zero)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Any) -> Any:
         x, step, zero_point, scale, zero = ctx.saved_tensors
         scheme = ctx.scheme
         d_x, d_step, d_zero = gradients(grad, x, scheme, scale, zero)
         share = 1.0 / (x.numel() / max(step.numel(), 1) * scheme.qmax) ** 0.5
         # What is stored is |step|.
-        of_step = d_step.reshape(step.shape) * share * torch.sign(step)
+        of_step = d_step.reshape(step.shape) * share * torch.where(step < 0, -1.0, 1.0)
         of_zero = None if zero_point is None else d_zero.reshape(step.shape) * share
         return d_x, of_step, of_zero, None, None, None
 
@@ -145,8 +153,8 @@ def gradients_by_torch(
     code = torch.round(v).clamp_(scheme.qmin, scheme.qmax)
     within = (v > scheme.qmin).logical_and_(v < scheme.qmax)
     of_step = ((code - torch.where(within, v, z)) * upstream).float().sum(dim=1)
-    of_zero = -s[:, 0] * (upstream * ~within).float().sum(dim=1)
-    d_x = from_groups(upstream * within, scheme, dy.shape)
+    of_zero = -s[:, 0] * torch.where(within, 0, upstream).float().sum(dim=1)
+    d_x = from_groups(torch.where(within, upstream, 0), scheme, dy.shape)
     return d_x, of_step, of_zero
 
 

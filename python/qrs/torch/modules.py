@@ -8,7 +8,7 @@ an error the model is what it was.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -109,39 +109,54 @@ def choose(
     targets: Any,
     skip: Any = (),
     strict: bool = False,
+    kept: Collection[str] = (),
+    arg: str = "targets",
 ) -> Choice:
     """The modules of these kinds whose names match `targets` and not `skip`.
 
-    Raises where a pattern matches nothing, where a name without wild cards, or with `strict` any
-    pattern, matches what cannot be quantized, and where nothing is left.
+    What matches one of `kept` first, and cannot be quantized, stays; `arg` is what errors call the
+    patterns. Raises where a pattern matches nothing, where a name without wild cards, or with
+    `strict` any pattern, matches what cannot be quantized, and where nothing is left.
     """
-    targets, skip = patterns("targets", targets), patterns("skip", skip)
+    targets, skip = patterns(arg, targets), patterns("skip", skip)
     chosen: dict[str, nn.Module] = {}
     left: dict[str, str] = {}
-    weighty = {name: module for name, module in _all_modules(model) if _has_matrices(module)}
+    weighty = {name: module for name, module in model.named_modules() if _has_matrices(module)}
+    packed = [f"{name}." for name, m in model.named_modules() if _is_packed(m)]
     for name, module in weighty.items():
         pattern = matches(name, targets)
         excluded = matches(name, skip)
-        why = unsupported(module, kinds)
+        owner = next((prefix for prefix in packed if name.startswith(prefix)), None)
+        why = f"is part of {owner[:-1]!r}, which is quantized" if owner else None
+        why = why or unsupported(module, kinds)
         if excluded is not None:
             left[name] = f"skipped by {excluded!r}"
         elif pattern is None:
             left[name] = "not among the targets"
         elif why is None:
             chosen[name] = module
+        elif pattern in kept:
+            left[name] = "kept"
         elif strict or not WILD & set(pattern):
             raise bad(f"module {name!r}", why, type(module).__name__, _names(kinds))
         else:
             left[name] = why
     if weighty:
-        _check_matched("targets", targets, weighty)
+        _check_matched(arg, targets, weighty)
         _check_matched("skip", skip, weighty)
     if not chosen:
-        raise bad("model", "has no layer to quantize", type(model).__name__, _names(kinds))
+        raise bad(
+            "model", f"has no layer to quantize{reasons(left)}", type(model).__name__, _names(kinds)
+        )
     if "" in chosen:
         found, expected = f"is a {type(model).__name__} itself", "a module that holds it"
         raise bad("model", found, type(model).__name__, expected)
     return Choice(chosen, left)
+
+
+def reasons(left: Mapping[str, str]) -> str:
+    """Why modules stay, as the end of a message."""
+    return "".join(f"; {name!r}: {why}" for name, why in list(left.items())[:4])
 
 
 def unsupported(module: nn.Module, kinds: Sequence[type]) -> str | None:
@@ -164,23 +179,62 @@ def unsupported(module: nn.Module, kinds: Sequence[type]) -> str | None:
     return None
 
 
-def tied(model: nn.Module) -> dict[int, list[str]]:
-    """Parameters in the memory of a weight -> the modules that own them, twice or more."""
-    owners: dict[int, dict[int, str]] = {}
+def place(module: Any) -> Hashable:
+    """Where the weight of a module is: the same for those that share it."""
+    weight = module.weight
+    if not weight.numel():
+        return id(weight)  # all that are empty have the address 0
+    return weight.data_ptr(), weight.shape, weight.stride()
+
+
+def tied(model: nn.Module) -> list[list[str]]:
+    """Modules that own parameters of the same memory, or of memory that overlaps.
+
+    Vectors alone make no tie: a bias is not quantized.
+    """
+    spans = []
     for name, module in model.named_modules():
         for part in module._parameters.values():
             if isinstance(part, torch.Tensor) and part.numel() and part.device.type != "meta":
-                owners.setdefault(part.data_ptr(), {})[id(module)] = name
-    return {at: list(names.values()) for at, names in owners.items() if len(names) > 1}
+                steps = zip(part.shape, part.stride(), strict=True)
+                length = 1 + sum((size - 1) * stride for size, stride in steps)
+                start, device = part.data_ptr(), str(part.device)
+                end = start + length * part.element_size()
+                spans.append((device, start, end, name, part.ndim > 1))
+    order = {name: at for at, (name, _) in enumerate(model.named_modules())}
+    found: list[list[str]] = []
+    names: dict[str, bool] = {}
+    reach = ("", 0)
+    for device, start, end, name, is_matrix in [*sorted(spans), ("", 0, 0, "", False)]:
+        if device != reach[0] or start >= reach[1]:
+            if len(names) > 1 and any(names.values()):
+                found.append(sorted(names, key=order.__getitem__))
+            names, reach = {}, (device, end)
+        names[name] = names.get(name, False) or is_matrix
+        reach = (device, max(reach[1], end))
+    return found
 
 
 def replace(model: nn.Module, new: Mapping[int, nn.Module]) -> None:
-    """Put modules in the places of others, which are known by `id`, wherever those are held."""
-    for _, parent in list(_all_modules(model)):
+    """Put modules in the places of others, which are known by `id`, wherever those are held.
+
+    What is new takes over the settings, such as `in_features`, and whether it is in training mode;
+    what was in the model keeps it.
+    """
+    known = {id(module) for module in model.modules()}
+    for parent in list(model.modules()):
         for key, child in parent._modules.items():
             if child is not None and id(child) in new:
                 successor = new[id(child)]
-                successor.train(child.training)
+                for part in successor.modules():
+                    if id(part) not in known:
+                        part.training = child.training
+                settings = getattr(child, "__constants__", ())
+                for setting in settings:
+                    if hasattr(child, setting) and not hasattr(successor, setting):
+                        setattr(successor, setting, getattr(child, setting))
+                if not hasattr(successor, "__constants__"):
+                    successor.__constants__ = settings  # what takes its place needs them too
                 parent._modules[key] = successor
 
 
@@ -189,9 +243,9 @@ def weights_of(modules: Iterable[Any]) -> list[PackedWeight]:
     return [module.weight for module in modules]
 
 
-def _all_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Every module once, by its first name."""
-    return list(model.named_modules())
+def _is_packed(module: nn.Module) -> bool:
+    """Whether the weight of a module is packed."""
+    return isinstance(module._modules.get("weight"), PackedWeight)
 
 
 def _has_matrices(module: nn.Module) -> bool:

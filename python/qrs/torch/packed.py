@@ -7,7 +7,7 @@ their names are the leaf paths of checkpoints: `layer.weight.packed`, `layer.wei
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,15 @@ from ..errors import ArgTypeError, DeviceError, bad
 from ..qtensor import QTensor
 from ..schemes import Scheme
 from ..solvers import Solver
-from .arrays import as_array, as_tensor
+from .arrays import DTYPES, as_array, as_tensor
 
 TILE = 1 << 18
 """Weights that are decoded at once: 1 MiB of float32, which stays in the cache."""
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+FLOATS = tuple(DTYPES)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
-Key = tuple[tuple[int, int], ...]
+Key = tuple[tuple[int, int], ...] | None
 
 
 class Parts(nn.Module):
@@ -44,7 +44,8 @@ class Parts(nn.Module):
                 continue
             self.specs[name] = part.dtype, part.shape
             stored = part if part.dtype == np.uint8 else part.reshape(*part.shape, 1).view(np.uint8)
-            self.register_buffer(name, as_tensor(stored))
+            with torch.inference_mode(False):  # such tensors do not count their changes
+                self.register_buffer(name, as_tensor(stored))
 
     def qtensor(self) -> QTensor:
         """The QTensor, in the memory of the buffers."""
@@ -53,6 +54,14 @@ class Parts(nn.Module):
             parts[name] = as_array(self._buffers[name]).view(dtype).reshape(shape)
         parts |= {name: part.qtensor() for name, part in self._modules.items()}
         return QTensor(self.scheme, tuple(self.shape), self.source_dtype, parts)
+
+
+def key_of(buffers: Iterable[torch.Tensor]) -> Key:
+    """Changes when the buffers do; None where one cannot know: copies made in inference mode."""
+    known = list(buffers)
+    if any(b.is_inference() for b in known):
+        return None
+    return tuple((b.data_ptr(), b._version) for b in known)
 
 
 class PackedWeight(Parts):
@@ -87,8 +96,8 @@ class PackedWeight(Parts):
         return sum(buffer.nbytes for buffer in self.buffers())
 
     def key(self) -> Key:
-        """Changes when the bytes do: for what is made of them."""
-        return tuple((b.data_ptr(), b._version) for b in self.buffers())
+        """Changes when the bytes do: for what is made of them. See `key_of`."""
+        return key_of(self.buffers())
 
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The decoded weight, of its own dtype or another."""
@@ -167,15 +176,16 @@ def packed_weight(
 
 def check_tensor(x: Any, weight: PackedWeight, name: str, dtypes: Any = FLOATS) -> None:
     """Raise for an input that a module does not take, or that is not where its weight is."""
-    where = f"module {name!r}, x"
+    # The name is read where there is an error alone: compiled graphs would be made for each.
     if not isinstance(x, torch.Tensor):
-        raise bad(where, f"got {type(x).__name__}", type(x), "a torch.Tensor", ArgTypeError)
+        found, expected = f"got {type(x).__name__}", "a torch.Tensor"
+        raise bad(f"module {name!r}, x", found, type(x), expected, ArgTypeError)
     if x.dtype not in dtypes:
         expected = f"a tensor of {'floats' if dtypes is FLOATS else 'integers'}"
-        raise bad(where, f"got {x.dtype}", x.dtype, expected, ArgTypeError)
+        raise bad(f"module {name!r}, x", f"got {x.dtype}", x.dtype, expected, ArgTypeError)
     if x.device != weight.device:
         found, expected = f"is on {str(x.device)!r}", f"{str(weight.device)!r}, as the weight is"
-        raise bad(where, found, str(x.device), expected, DeviceError)
+        raise bad(f"module {name!r}, x", found, str(x.device), expected, DeviceError)
 
 
 def check_features(x: torch.Tensor, weight: PackedWeight, name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -11,12 +11,12 @@ from ..calibration import Calibration
 from ..errors import ArgTypeError, bad
 from ..nn import Static
 from ..schemes import Codebook, Scheme
-from ..solvers import GPTQ, Solver, as_solver, minmax
+from ..solvers import Solver, as_solver, minmax
 from ..statistics import Statistics
-from .modules import Report, checked_model, replace, weights_of, within
+from .modules import Report, checked_model, place, replace, weights_of, within
 from .packed import PackedWeight, packed_weight
 from .quantized import Quantized, quantized_module
-from .spec import STATIC, Spec, assigned, per_call, place
+from .spec import STATIC, Spec, assigned, per_call
 
 CAPTURE = "qrs.torch.capture(model, batches)"
 
@@ -74,7 +74,7 @@ def _made(
 ) -> dict[str, Quantized]:
     """The modules that take the places of others; those that share a weight still do."""
     known = _known_statistics(statistics, solver, [spec for _, spec in chosen.values()])
-    packed: dict[int, PackedWeight] = {}
+    packed: dict[Hashable, PackedWeight] = {}
     # What a weight is multiplied with says more of it than where it is looked up.
     by_inputs = sorted(chosen, key=lambda name: isinstance(chosen[name][0], nn.Embedding))
     for name in by_inputs:
@@ -110,7 +110,7 @@ def _packed(
     weight, found = module.weight, known.get(name)
     if isinstance(module, nn.Embedding):
         found, solver = None, as_solver(_of_a_table(solver, scheme))
-    elif isinstance(solver, GPTQ):
+    elif _needs_statistics(solver):
         if found is None:
             have = ", ".join(list(known)[:8]) or "nothing"
             raise bad("statistics", f"has {have}", name, f"moments of the inputs: {CAPTURE}")
@@ -128,7 +128,7 @@ def _packed(
 
 def _of_a_table(solver: Solver, scheme: Scheme) -> Any:
     """The solver of rows that are looked up: there are no inputs that GPTQ could know of."""
-    if not isinstance(solver, GPTQ):
+    if not _needs_statistics(solver):
         return solver
     return "minmax" if _is_learned(scheme) else "lsq"
 
@@ -148,6 +148,10 @@ def _known_statistics(
         found = "given, and solver 'minmax' looks at the weight alone"
         raise bad("statistics", found, len(known), "solver='lsq' or 'gptq' beside them")
     return known
+
+
+def _needs_statistics(solver: Solver) -> bool:
+    return bool(getattr(solver, "needs_statistics", False))
 
 
 def _is_learned(scheme: Scheme) -> bool:

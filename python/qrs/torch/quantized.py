@@ -13,7 +13,7 @@ from ..errors import bad
 from ..qtensor import QTensor
 from .arrays import as_array, as_tensor
 from .modules import within
-from .packed import INTEGERS, Key, PackedWeight, check_features, check_tensor
+from .packed import INTEGERS, Key, PackedWeight, check_features, check_tensor, key_of
 
 
 class Quantized(nn.Module):
@@ -42,9 +42,8 @@ class Quantized(nn.Module):
 
     def layer(self) -> Any:
         """The layer of `qrs.nn`."""
-        own = [buffer for buffer in self._buffers.values() if buffer is not None]
-        key = self.weight.key() + tuple((b.data_ptr(), b._version) for b in own)
-        if self._made is None or self._made[0] != key:
+        key = key_of(self.buffers())
+        if key is None or self._made is None or self._made[0] != key:
             bias = self._buffers["bias"]
             given = None if bias is None else as_array(bias)
             self._made = key, self.make(self.weight.qtensor(), given, self._activation())
@@ -112,7 +111,7 @@ def margins(module: Any) -> tuple[int, ...]:
     (0, 1, 1, 1)
     """
     if module.padding == "valid":
-        return (0,) * len(module.kernel_size)
+        return (0,) * (2 * len(module.kernel_size))
     if module.padding != "same":
         return (*module.padding, *module.padding)
     pairs = zip(module.dilation, module.kernel_size, strict=True)
@@ -123,12 +122,17 @@ def margins(module: Any) -> tuple[int, ...]:
 class QuantizedEmbedding(Quantized):
     """`qrs.nn.Embedding` for tensors: integers of any shape -> (..., features)."""
 
+    def __init__(self, weight: PackedWeight, name: str) -> None:
+        super().__init__(weight, None, None, name)
+        # Of no size: its dtype is that of the model, which half() changes.
+        self.register_buffer("like", torch.empty(0, dtype=weight.dtype), persistent=False)
+
     def make(self, weight: QTensor, bias: Any, activation: Any) -> Any:
         return layers.Embedding(weight)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         check_tensor(tokens, self.weight, self.name, INTEGERS)
-        return as_tensor(self.run(as_array(tokens))).to(self.weight.dtype)
+        return as_tensor(self.run(as_array(tokens))).to(self.like.dtype)
 
 
 def quantized_module(
@@ -136,7 +140,7 @@ def quantized_module(
 ) -> Quantized:
     """What takes the place of a module of torch, or of one that was trained for it."""
     if isinstance(module, nn.Embedding):
-        return QuantizedEmbedding(weight, None, None, name)
+        return QuantizedEmbedding(weight, name)
     if isinstance(module, nn.Linear):
         return QuantizedLinear(weight, module.bias, inputs, name)
     return QuantizedConv(weight, module.bias, inputs, name, module)

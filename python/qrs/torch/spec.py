@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import bad
+from ..errors import QrsError, bad
 from ..granularity import PerAxis, PerTensor
 from ..schemes import Scheme, as_scheme
-from .modules import choose, matches, tied
+from .modules import choose, matches, place, reasons, tied
 
 KEEP = "keep"
 DYNAMIC, STATIC = "dynamic", "static"
@@ -58,6 +58,10 @@ class Spec:
         if isinstance(module, CONVOLUTIONS) and self.inputs is None:
             kinds = f"'-{DYNAMIC}' or '-{STATIC}'"
             return f"convolutions multiply integers: {kinds} schemes, not {self}"
+        try:
+            self.scheme.granularity.check(tuple(module.weight.shape))
+        except QrsError as error:
+            return str(error)
         return None
 
     def __str__(self) -> str:
@@ -79,7 +83,8 @@ def assigned(model: nn.Module, recipe: Any, skip: Iterable[str], strict: bool) -
     """
     rules = recipe if isinstance(recipe, Mapping) else {"*": recipe}
     specs = {pattern: Spec.parse(value) for pattern, value in rules.items()}
-    choice = choose(model, KINDS, specs, skip, strict)
+    kept = [pattern for pattern, spec in specs.items() if spec is None]
+    choice = choose(model, KINDS, specs, skip, strict, kept, "recipe")
     chosen: dict[str, tuple[Any, Spec]] = {}
     left = dict(choice.left)
     for name, module in choice.chosen.items():
@@ -93,7 +98,8 @@ def assigned(model: nn.Module, recipe: Any, skip: Iterable[str], strict: bool) -
         else:
             left[name] = str(why)
     if not chosen:
-        raise bad("recipe", "leaves every layer as it is", recipe, "a scheme for one of them")
+        found = f"leaves every layer as it is{reasons(left)}"
+        raise bad("recipe", found, recipe, "a scheme for one of them")
     _check_ties(model, chosen)
     return Assigned(chosen, left)
 
@@ -103,16 +109,17 @@ def per_call(module: nn.Module) -> str:
     return PER_BATCH if isinstance(module, CONVOLUTIONS) else PER_TOKEN
 
 
-def place(module: Any) -> int:
-    """Where the weight of a module is: the same for those that share it."""
-    return int(module.weight.data_ptr())
-
-
 def _check_ties(model: nn.Module, chosen: Mapping[str, tuple[Any, Spec]]) -> None:
     """Raise where modules that share a weight would no longer do."""
-    for names in tied(model).values():
+    for names in tied(model):
         specs = {name: chosen[name][1] for name in names if name in chosen}
         if specs and (len(specs) < len(names) or len({str(s.scheme) for s in specs.values()}) > 1):
             how = ", ".join(f"{name!r} {specs.get(name, KEEP)}" for name in names)
             first, expected = next(iter(specs)), "the same for all, or skip= for all"
             raise bad(f"module {first!r}", f"shares its weight: {how}", names, expected)
+        if len({place(chosen[name][0]) for name in specs}) > 1:
+            views = ", ".join(f"{name!r} {tuple(chosen[name][0].weight.shape)}" for name in names)
+            found = f"shares the memory of its weight, in other views: {views}"
+            raise bad(
+                f"module {names[0]!r}", found, names, "weights of their own, or skip= for all"
+            )

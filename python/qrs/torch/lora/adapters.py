@@ -35,6 +35,9 @@ OTHERWISE = {
 }  # fmt: skip
 """What PEFT can do and these layers do not: fields, and what they must say if they are there."""
 
+STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
+"""`init_lora_weights` that leave the base model as it was; PiSSA, OLoRA, LoftQ, CorDA change it."""
+
 Tensors = dict[str, dict[str, torch.Tensor]]
 
 
@@ -47,6 +50,7 @@ def write(
     """The body of `qrs.torch.lora.save`."""
     tensors: dict[str, Any] = {}
     for name, layer in layers.items():
+        layer.check_finite()
         for part, linear in (("A", layer.lora_A), ("B", layer.lora_B)):
             tensors[f"{PREFIX}{name}.lora_{part}.weight"] = as_array(linear.weight.cpu())
     first = next(iter(layers.values()))
@@ -160,6 +164,10 @@ def _read_config(path: Path) -> tuple[int, float, float]:
     for key, expected in OTHERWISE.items():
         if config.get(key) not in (None, expected):
             _fail(path, f"{key} is {quote(config[key])}, expected {expected!r}", field=key)
+    start = config.get("init_lora_weights")
+    if not any(start is known or (start == known and type(start) is str) for known in STARTS):
+        problem = f"init_lora_weights is {quote(start)}, which changes the weights of the base"
+        _fail(path, f"{problem}, expected one of {STARTS}", field="init_lora_weights")
     if config.get("modules_to_save"):
         _fail(path, f"modules_to_save: {quote(config['modules_to_save'])}", field="modules_to_save")
     rank: Any = config.get("r")

@@ -145,13 +145,13 @@ def injected(model: nn.Module) -> dict[str, LoraLinear]:
     return {name: m for name, m in model.named_modules() if isinstance(m, LoraLinear)}
 
 
-def _check_module(name: str, module: Any, rank: int, ties: dict[int, list[str]]) -> None:
+def _check_module(name: str, module: Any, rank: int, ties: list[list[str]]) -> None:
     """Raise where a Linear cannot have an adapter of this rank."""
     smaller = min(module.weight.shape)
     if rank > smaller:
         found = f"got {rank} for module {name!r} of {tuple(module.weight.shape)}"
         raise bad("rank", found, rank, f"at most {smaller}")
-    others = [other for other in ties.get(module.weight.data_ptr(), []) if other != name]
+    others = [other for names in ties if name in names for other in names if other != name]
     if others:
         found = f"its weight is that of {', '.join(map(repr, others))} too"
         raise bad(f"module {name!r}", found, others, f"skip=[{name!r}], which leaves both as is")

@@ -104,7 +104,21 @@ class LoraLinear(nn.Module):
         with torch.no_grad():
             a, b = (part.weight.float() for part in (self.lora_A, self.lora_B))
             w = self.weight.dequantize(torch.float32)
-            return w.addmm_(b, a, alpha=self.scaling).to(self.weight.dtype)
+            found = w.addmm_(b, a, alpha=self.scaling).to(self.weight.dtype)
+        self.check_finite()
+        if not bool(torch.isfinite(found).all()):
+            overflow = f"and its update add up to more than {found.dtype} has"
+            raise bad(f"module {self.name!r}, weight", overflow, found.dtype, "a smaller update")
+        return found
+
+    def check_finite(self) -> None:
+        """Raise where a number of the update is NaN or infinite."""
+        for name, part in (("lora_A", self.lora_A), ("lora_B", self.lora_B)):
+            wrong = as_array(~torch.isfinite(part.weight.detach()).cpu())
+            if wrong.any():
+                _, at = first_index(wrong)
+                found = f"has {int(wrong.sum())} NaN or infinite values, the first{at}"
+                raise bad(f"module {self.name!r}, {name}", found, name, "finite numbers")
 
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.out_features}, rank={self.rank}, alpha={self.alpha:g}"

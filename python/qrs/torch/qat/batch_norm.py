@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from ...errors import ArgTypeError, bad
+from ..modules import HOOKS
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -106,6 +107,8 @@ def _misfit(layer: Any, norm: Any) -> str | None:
         layer, nn.Conv2d
     ):
         return f"is a {type(norm).__name__} behind a {type(layer).__name__}"
+    if any(getattr(norm, hooks) for hooks in HOOKS):
+        return "has hooks, which would be lost"
     if norm.num_features != len(layer.weight):
         return f"has {norm.num_features} features for {len(layer.weight)} outputs"
     return None if norm.track_running_stats else "keeps no running statistics"

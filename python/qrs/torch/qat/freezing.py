@@ -48,7 +48,7 @@ class FreezeSchedule:
     >>> schedule = FreezeSchedule(model, inputs=1, ranges=2)
     >>> for _ in range(2):
     ...     schedule.step()
-    >>> model[0].inputs.quantizing.item(), model[0].inputs.observing.item()
+    >>> bool(model[0].inputs.quantizing), bool(model[0].inputs.observing)
     (True, False)
     """
 

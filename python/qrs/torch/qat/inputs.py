@@ -13,10 +13,11 @@ from torch import nn
 from ...errors import bad
 from ...nn import Static
 from ...observers import MinMax, Observer
-from ...observers.base import from_state
+from ...observers.base import from_state, qparams_of
 from ...schemes import Int
 from ..arrays import as_array, as_tensor
 from ..fake_quantize import fake_quantize
+from ..packed import Key, key_of
 from ..spec import DYNAMIC, STATIC
 
 
@@ -48,8 +49,11 @@ class PerCall(nn.Module):
 class Observed(nn.Module):
     """Inputs quantized in the range that an observer makes of what it sees in training mode.
 
-    The buffers `observing` and `quantizing` say what a call does; `qrs.torch.freeze` and
-    `FreezeSchedule` set them. All of it, what the observer has seen too, is in the state dict.
+    `range`, its ends (inf, -inf before there are any), is a buffer, as the statistics of batch
+    norms are, so that averaged models and `DistributedDataParallel` know it. `observing` and
+    `quantizing`, 0 or not, say what a call does; `qrs.torch.freeze` and `FreezeSchedule` set them,
+    and they are numbers because averaged models compute with buffers. What the observer has seen
+    is in the state dict too.
     """
 
     kind = STATIC
@@ -57,12 +61,13 @@ class Observed(nn.Module):
     def __init__(self, scheme: Int, observer: Observer) -> None:
         super().__init__()
         self.scheme, self.observer = scheme, observer
-        self.register_buffer("observing", torch.tensor(True))
-        self.register_buffer("quantizing", torch.tensor(True))
-        self._range: Static | None = None
+        self.register_buffer("observing", torch.tensor(1.0))
+        self.register_buffer("quantizing", torch.tensor(1.0))
+        self.register_buffer("range", torch.tensor([torch.inf, -torch.inf]))
+        self._known: tuple[Key, Static] | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.training and bool(self.observing) and x.numel():
+        if self.training and bool(self.observing) and x.numel() and not _runs_backward():
             self._observe(x.detach())
         if not bool(self.quantizing):
             return x
@@ -73,12 +78,16 @@ class Observed(nn.Module):
 
     def activation(self) -> Static:
         """The range so far, as layers of `qrs.nn` take it; raises where nothing was seen."""
-        if self._range is None:
-            if self.observer.lo is None:
-                expected = "a forward pass in training mode, which observes them"
-                raise bad("inputs", "have not been seen yet", None, expected)
-            self._range = Static.of(self.observer, self.scheme)
-        return self._range
+        key = key_of([self.range])
+        if key is not None and self._known is not None and self._known[0] == key:
+            return self._known[1]
+        lo, hi = (np.asarray(end, np.float32) for end in self.range.tolist())
+        if lo > hi:
+            expected = "a forward pass in training mode, which observes them"
+            raise bad("inputs", "have not been seen yet", None, expected)
+        found = Static(self.scheme, *qparams_of(lo, hi, self.scheme))
+        self._known = key, found
+        return found
 
     def stand_in(self) -> Static:
         """Some range, which is as good as another where it is not known yet."""
@@ -91,7 +100,8 @@ class Observed(nn.Module):
             ends = torch.stack(torch.aminmax(values))
             values = ends if bool(torch.isfinite(ends).all()) else values
         self.observer.update(as_array(values.cpu().contiguous()))
-        self._range = None
+        lo, hi = self.observer.range(self.scheme)
+        self.range.copy_(torch.tensor([float(lo), float(hi)]))
 
     def get_extra_state(self) -> torch.Tensor:
         """What the observer has seen, as the bytes of an npz file."""
@@ -103,14 +113,22 @@ class Observed(nn.Module):
         """Take over what `get_extra_state` returned."""
         try:
             with np.load(io.BytesIO(bytes(as_array(state.cpu()))), allow_pickle=False) as parts:
-                self.observer = from_state(dict(parts))
+                found = from_state(dict(parts))
         except (ValueError, OSError, EOFError, AttributeError, BadZipFile) as error:
-            found, expected = f"is no state of an observer: {error}", "that of a prepared model"
-            raise bad("state_dict", found, type(state), expected) from None
-        self._range = None
+            problem, expected = f"is no state of an observer: {error}", "that of a prepared model"
+            raise bad("state_dict", problem, type(state), expected) from None
+        if type(found) is not type(self.observer):
+            problem = f"has a {type(found).__name__} observer"
+            raise bad("state_dict", problem, found, f"{type(self.observer).__name__}, as prepared")
+        self.observer = found
 
     def extra_repr(self) -> str:
         return f"{self.scheme}, {self.observer}"
+
+
+def _runs_backward() -> bool:
+    """Whether a backward pass runs: checkpointing computes again what has been observed already."""
+    return bool(torch._C._current_graph_task_id() != -1)
 
 
 Inputs = PerCall | Observed

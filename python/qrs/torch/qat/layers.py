@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
 from ...errors import ArgTypeError, QrsError, bad
+from ..arrays import as_array, as_tensor
 from ..modules import within
 from ..packed import INTEGERS, PackedWeight, check_features, check_tensor
 from ..quantized import Quantized, QuantizedConv, QuantizedEmbedding, QuantizedLinear
@@ -48,8 +50,11 @@ class QATLayer(nn.Module):
         self.register_parameter("bias", getattr(module, "bias", None))
         self.quantizer, self.inputs, self.norm = quantizer, inputs, norm
         if norm is not None:
-            self.register_buffer("norm_frozen", torch.tensor(False))
+            self.register_buffer("norm_frozen", torch.tensor(0.0))
         self._seen = (0, 0, 0)
+        # Fused paths of torch, TransformerEncoderLayer's, take the float weights of the layers
+        # inside, but where one of them has a hook.
+        self.register_forward_pre_hook(_checked)
 
     def product(self, x: torch.Tensor, weight: torch.Tensor, bias: Any) -> torch.Tensor:
         """What the layer computes."""
@@ -60,13 +65,12 @@ class QATLayer(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.check(x)
         x = self.quantized_input(x)
         if self.norm is None:
             return self.product(x, self.quantized_weight(self.weight), self.bias)
         factor = factor_of(self.norm)
         weight = self.quantized_weight(scaled(self.weight, factor))
-        if not self.training or bool(self.norm_frozen):
+        if not self.norm.training or bool(self.norm_frozen):
             return self.product(x, weight, shifted(self.bias, self.norm, factor))
         # The statistics are those of what the norm sees: the factor, which is theirs of before, is
         # taken out again. Where it is 0 nothing of the weight is left to see.
@@ -104,10 +108,10 @@ class QATLayer(nn.Module):
         with self._explained():
             return PackedWeight(self.quantizer.qtensor(self.folded()[0]))
 
-    def unpacked(self, weight: PackedWeight) -> nn.Module:
+    def unpacked(self, weight: nn.Parameter) -> nn.Module:
         """The module of before, with the values that are stored: for weights of 16 bits."""
         module, bias = self.source[0], self.folded()[1]
-        module.weight = nn.Parameter(weight.dequantize(self.weight.dtype))
+        module.weight = weight
         if bias is not None:
             module.bias = nn.Parameter(bias)
         return module
@@ -156,8 +160,29 @@ class QATLayer(nn.Module):
             raise bad(where, found, count, expected)
         self._seen = (*now, count)
 
+    def get_extra_state(self) -> torch.Tensor:
+        """Schemes, as bytes: a state dict of others is refused."""
+        return as_tensor(np.frombuffer(self._schemes().encode(), np.uint8))
+
+    def set_extra_state(self, state: Any) -> None:
+        """Raise where a state dict is that of a layer with other schemes."""
+        found = bytes(as_array(state.cpu())).decode(errors="replace")
+        if found != self._schemes():
+            where = f"module {self.name!r}, state_dict"
+            raise bad(where, f"is that of {found}", found, self._schemes())
+
+    def _schemes(self) -> str:
+        inputs = "float inputs" if self.inputs is None else f"{self.inputs.kind} inputs"
+        scheme = "" if self.inputs is None else f" {self.inputs.scheme}"
+        return f"{self.quantizer.scheme}, {inputs}{scheme}"
+
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}"
+
+
+def _checked(layer: QATLayer, inputs: tuple[Any, ...]) -> None:
+    """Before a forward pass: raise for an input that does not fit."""
+    layer.check(*inputs[:1])
 
 
 class QATLinear(QATLayer):
@@ -200,7 +225,7 @@ class QATEmbedding(QATLayer):
         )
 
     def converted(self, weight: PackedWeight, activation: Any) -> Quantized:
-        return QuantizedEmbedding(weight, None, None, self.name)
+        return QuantizedEmbedding(weight, self.name)
 
     def check(self, x: Any) -> None:
         check_tensor(x, self.weight, self.name, INTEGERS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,10 +13,10 @@ from ...granularity import PerTensor
 from ...observers import MovingAverage, Observer
 from ...schemes import Int, Scheme, as_scheme
 from ..arrays import as_array
-from ..modules import Report, checked_model, replace, weights_of, within
+from ..modules import Report, checked_model, place, replace, weights_of, within
 from ..packed import PackedWeight
 from ..quantized import Quantized
-from ..spec import STATIC, Spec, assigned, per_call, place
+from ..spec import STATIC, Spec, assigned, per_call
 from .batch_norm import pairs
 from .inputs import Inputs, Observed, PerCall
 from .layers import QATConv, QATEmbedding, QATLayer, QATLinear
@@ -100,7 +100,7 @@ def convert(model: nn.Module) -> Report:
     layers = {n: m for n, m in checked_model(model).named_modules() if isinstance(m, QATLayer)}
     if not layers:
         raise bad("model", "has no layer that is prepared", type(model).__name__, "prepare_qat")
-    packed: dict[int, PackedWeight] = {}
+    packed: dict[Hashable, PackedWeight] = {}
     made: dict[str, Quantized] = {}
     for name, layer in layers.items():
         with within(name):
@@ -113,7 +113,12 @@ def convert(model: nn.Module) -> Report:
                 made[name].layer()
     wide = {n: m for n, m in layers.items() if _is_wide(m)}
     new: dict[int, nn.Module] = {id(layers[name]): module for name, module in made.items()}
-    new |= {id(layer): layer.unpacked(packed[place(layer)]) for layer in wide.values()}
+    values: dict[Hashable, nn.Parameter] = {}
+    for layer in wide.values():
+        at = place(layer)
+        if at not in values:
+            values[at] = nn.Parameter(packed[at].dequantize(layer.weight.dtype))
+        new[id(layer)] = layer.unpacked(values[at])
     replace(model, new)
     how = {name: str(_spec_of(layer)) for name, layer in layers.items()}
     return Report.of(how, {}, weights_of(made.values()))
@@ -125,7 +130,7 @@ def checkpoint(model: nn.Module) -> dict[str, Any]:
     Names are those of modules: `fc.weight` (a QTensor), `fc.bias`, `fc.input_scale`. Each layer
     comes back as `qrs.nn.Linear.from_state(state, "fc.", activation="uint8")`.
     """
-    modules = dict(checked_model(model).named_modules())
+    modules = dict(checked_model(model).named_modules(remove_duplicate=False))
     for name, module in modules.items():
         if isinstance(module, QATLayer):
             raise bad("model", f"module {name!r} is prepared", name, "convert(model) first")
@@ -137,7 +142,8 @@ def checkpoint(model: nn.Module) -> dict[str, Any]:
     for name, module in packed.items():
         state.setdefault(name, module.qtensor())  # of layers with adapters
     known = tuple(f"{name}." for name in (*quantized, *packed))
-    own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+    own = dict(model.named_parameters(remove_duplicate=False))
+    own |= dict(model.named_buffers(remove_duplicate=False))
     for name, tensor in own.items():
         if not name.startswith(known):
             state[name] = as_array(tensor.detach().cpu().contiguous())
@@ -157,7 +163,7 @@ class _Makers:
         self, chosen: Mapping[str, tuple[Any, Spec]], norms: Mapping[str, Any]
     ) -> dict[str, QATLayer]:
         """By name; those that share a weight share what quantizes it."""
-        quantizers: dict[int, WeightQuantizer] = {}
+        quantizers: dict[Hashable, WeightQuantizer] = {}
         made: dict[str, QATLayer] = {}
         for name, (module, spec) in chosen.items():
             norm = norms.get(name)
@@ -167,6 +173,7 @@ class _Makers:
                 with within(name):
                     weight = layer.folded()[0]
                     quantizers[at] = weight_quantizer(weight, spec.scheme, self.scales)
+                quantizers[at].requires_grad_(module.weight.requires_grad)
             layer.quantizer = quantizers[at].to(module.weight.device)
             made[name] = layer
         return made

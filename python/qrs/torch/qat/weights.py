@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from ...api import quantize
 from ...qtensor import QTensor
 from ...schemes import Int, Scheme, as_scheme
-from ..arrays import as_array, as_tensor
-from ..fake_quantize import DTYPES, fake_quantize
+from ..arrays import DTYPES, as_array, as_tensor
+from ..fake_quantize import fake_quantize
 from ..lsq import LSQ
 
 LEARNED = "learned"
@@ -51,6 +52,7 @@ class _Straight(torch.autograd.Function):
         return as_tensor(qt.dequantize(DTYPES[x.dtype]))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         return grad, None
 
