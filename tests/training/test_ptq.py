@@ -240,7 +240,8 @@ def with_circular_padding() -> nn.Module:
         (convolutional, {"recipe": {"5": "int8"}}, qrs.ArgValueError, "'5' matches no layer"),
         (convolutional, {"recipe": "keep"}, qrs.ArgValueError, "leaves every layer as it is"),
         (convolutional, {"recipe": {}}, qrs.ArgValueError, "has no layer to quantize"),
-        (convolutional, {"recipe": "int4-g7"}, qrs.ArgValueError, "'4': group_size must"),
+        (convolutional, {"recipe": "int4-g7"}, qrs.ArgValueError,
+         "recipe: leaves every layer as it is; '0': convolutions multiply"),
         (convolutional, {"recipe": {"0": "int4-g9"}}, qrs.ArgValueError,
          "module '0': convolutions multiply integers"),
         (convolutional, {"recipe": "int4-g3-dynamic"}, qrs.ArgValueError, "module '0'"),
@@ -273,6 +274,15 @@ def test_quantize_refuses(make, arguments, error, words) -> None:
         quantize_(model, **arguments)
     assert words in str(caught.value)
     assert repr(model) == before
+
+
+def test_groups_that_do_not_divide_leave_a_layer() -> None:
+    model = convolutional()
+    report = quantize_(model, "int4-g8-dynamic")
+    assert report.layers == {"4": "int4-g8-dynamic"}
+    assert report.left["0"].startswith("group_size must divide the last axis: got group_size=8")
+    with pytest.raises(qrs.ArgValueError, match="module '4': group_size must divide"):
+        quantize_(convolutional(), {"4": "int4-g7"})
 
 
 def test_inputs_that_do_not_fit_name_the_module() -> None:

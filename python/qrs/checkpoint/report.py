@@ -74,6 +74,7 @@ class ErrorSums:
         self.output = error + (self.output or 0.0)
 
     def __add__(self, other: ErrorSums) -> ErrorSums:
+        outputs = [sums.output for sums in (self, other) if sums.output is not None]
         return ErrorSums(
             self.signal + other.signal,
             self.noise + other.noise,
@@ -81,9 +82,7 @@ class ErrorSums:
             max(self.peak, other.peak),
             self.size + other.size,
             max(self.largest, other.largest),
-            None
-            if self.output is other.output is None
-            else (self.output or 0.0) + (other.output or 0.0),
+            sum(outputs) if outputs else None,
             self.output_signal + other.output_signal,
         )
 

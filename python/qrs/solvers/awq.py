@@ -115,7 +115,7 @@ class _Search:
             ones = np.ones(self.w.shape[1], np.float32)
             return self.inner.quantize(self.w, self.backend), ones, {}
         rows = self.w[:: -(-len(self.w) // ROWS)]
-        alphas = [alpha for step in range(steps) if self._fits(alpha := step / steps)]
+        alphas = self._alphas(steps)
         errors = [self._error(rows, *self._plain(rows, alpha)) for alpha in alphas]
         alpha = alphas[int(np.argmin(errors))]
         tried = [self._plain(self.w, alpha)]
@@ -140,10 +140,11 @@ class _Search:
         found: Float32 = (1 / normalized).astype(np.float32)
         return found
 
-    def _fits(self, alpha: float) -> bool:
-        """Whether the weight over its factors is finite; with the power 0 it is the weight."""
+    def _alphas(self, steps: int) -> list[float]:
+        """Powers with which the weight over its factors is finite: with 0 it is the weight."""
+        greatest, alphas = np.abs(self.w).max(axis=0), [step / steps for step in range(steps)]
         with np.errstate(over="ignore"):
-            return bool(np.isfinite(np.abs(self.w).max(axis=0) / self.column_scale(alpha)).all())
+            return [a for a in alphas if np.isfinite(greatest / self.column_scale(a)).all()]
 
     def _plain(self, w: Float32, alpha: float) -> tuple[QTensor, Float32]:
         c = self.column_scale(alpha)

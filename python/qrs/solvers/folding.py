@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import first_index
 from ..errors import bad
+from ..schemes.checks import refuse_first
 
 Float32 = NDArray[np.float32]
 
@@ -118,10 +118,7 @@ def folded(tensors: Mapping[str, Any], fold: Fold, column_scale: Any) -> dict[st
     expected = f"{weight.shape[:1]} finite numbers above 0"
     if c.shape != weight.shape[:1]:
         raise bad("column_scale", f"got shape {c.shape}", c.shape, expected)
-    wrong = ~(np.isfinite(c) & (c > 0))
-    if wrong.any():
-        at, where = first_index(wrong)
-        raise bad("column_scale", f"{c[at]}{where}", float(c[at]), expected)
+    refuse_first(~(np.isfinite(c) & (c > 0)), c, "column_scale", expected)
     if not _fits(tensors, fold.previous, fold.layers):
         shapes = [np.shape(tensors[f"{layer}.weight"]) for layer in fold.layers]
         raise bad("fold", f"layers have shapes {shapes}", shapes, f"(out, {len(c)})")

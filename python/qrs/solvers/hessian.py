@@ -70,7 +70,7 @@ def _check_numbers(hessian: Float64, name: str) -> None:
         raise bad(name, "has a diagonal of zeros", 0.0, "the moments of inputs that are not all 0")
     dead = np.flatnonzero(diagonal == 0)
     products = np.abs(hessian[dead]).max(axis=1, initial=0.0)
-    if (products > ASYMMETRY * np.abs(hessian).max(initial=0.0)).any():
+    if products.any() and products.max() > ASYMMETRY * _greatest(hessian):
         worst = int(np.argmax(products))
         found = f"the diagonal is 0 at index {dead[worst]}, beside products of {products[worst]}"
         raise bad(name, found, float(products[worst]), "second moments X^T X: a row of zeros there")
@@ -86,11 +86,16 @@ def _checked_asymmetry(hessian: Float64, name: str) -> float:
             if apart.max() > worst:
                 row, column = np.unravel_index(int(np.argmax(apart)), apart.shape)
                 worst, where = float(apart.max()), (i + int(row), j + int(column))
-    if worst > ASYMMETRY * max(hessian.max(initial=0.0), -hessian.min(initial=0.0)):
+    if worst > ASYMMETRY * _greatest(hessian):
         there, back = hessian[where], hessian[where[::-1]]
         found = f"is not symmetric: {there} at {where}, {back} at {where[::-1]}"
         raise bad(name, found, worst, "X^T X")
     return worst
+
+
+def _greatest(hessian: Float64) -> float:
+    """The greatest magnitude."""
+    return float(max(hessian.max(initial=0.0), -hessian.min(initial=0.0)))
 
 
 def relative(diagonal: Float64) -> Float64:

@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import backends
-from ..arrays import as_input, as_kernel_float, first_index, nonfinite_error
+from ..arrays import as_input, as_kernel_float, nonfinite_error
 from ..backends.reference import Reference
 from ..checks import checked_number
 from ..errors import ArgTypeError, bad
 from ..qtensor import QTensor
 from ..schemes import ColumnScaled, Rotated, Scheme, as_scheme
+from ..schemes.checks import refuse_first
 
 Float32 = NDArray[np.float32]
 
@@ -57,9 +58,7 @@ def smooth_scale(absmax: Any, weight: Any, alpha: float) -> Float32:
     w = np.abs(np.asarray(weight, np.float64)).max(axis=0, initial=0.0)
     for name, given in (("absmax", x), ("weight", w)):
         wrong = ~(np.isfinite(given) & (given >= 0))
-        if wrong.any():
-            at, where = first_index(wrong)
-            raise bad(name, f"{given[at]}{where}", float(given[at]), "finite magnitudes, 0 or more")
+        refuse_first(wrong, given, name, "finite magnitudes, 0 or more")
     if x.shape != w.shape:
         raise bad("absmax", f"got shape {x.shape}", x.shape, f"{w.shape}, as the weight has inputs")
     if not 0 <= checked_number(alpha, "alpha") <= 1:
@@ -119,18 +118,16 @@ def smooth(
     for alpha in _checked_alphas(alphas):
         basis = ColumnScaled(inner)
         own = {"column_scale": smooth_scale(absmax, w, alpha)}
-        if alpha and not _is_finite(basis, own, w, rows):
-            continue
-        qt = basis.of(inner.quantize(basis.weight_into(w, own), ops), own)
-        error = _error(qt, basis, rows, of_x, target, ops)
+        found = _tried(basis, own, w, rows, of_x, target, ops)
         kind = "smooth" if alpha else "none"
-        if kind not in tried or error < tried[kind][2]:
+        if found is not None and (kind not in tried or found[1] < tried[kind][2]):
+            qt, error = found
             tried[kind] = alpha or None, qt if alpha else basis.tensor(qt), error
     block = min(w.shape[1] & -w.shape[1], LARGEST_BLOCK)
-    rotated = Rotated(inner, max(block, 2))
-    if rotate and block > 1 and _is_finite(rotated, {}, w, rows):
-        qt = rotated.quantize(w, ops)
-        tried["rotated"] = None, qt, _error(qt, rotated, rows, of_x, target, ops)
+    if rotate and block > 1:
+        found = _tried(Rotated(inner, block), {}, w, rows, of_x, target, ops)
+        if found is not None:
+            tried["rotated"] = None, *found
     best = min(tried, key=lambda kind: tried[kind][2])
     alpha_found, qt, _ = tried[best]
     return Smoothing(best, alpha_found, qt, {kind: some[2] for kind, some in tried.items()})
@@ -143,29 +140,27 @@ def _checked_alphas(alphas: Any) -> list[float]:
     return sorted({0.0, *(checked_number(alpha, "alphas") for alpha in alphas)})
 
 
-def _is_finite(
-    basis: ColumnScaled | Rotated, parts: dict[str, Any], w: Float32, rows: Float32
-) -> bool:
-    """Whether neither weights nor inputs overflow in a basis."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        changed = basis.weight_into(w, parts), basis.input_into(rows, parts)
-    return all(bool(np.isfinite(array).all()) for array in changed)
-
-
-def _error(
-    qt: QTensor,
+def _tried(
     basis: ColumnScaled | Rotated,
+    own: dict[str, Any],
+    w: Float32,
     rows: Float32,
     activation: Scheme,
     target: NDArray[np.float64],
     ops: Reference,
-) -> float:
-    """The squared error of the output with quantized inputs, over the square of the output."""
-    x = basis.input_into(rows, qt.parts)
+) -> tuple[QTensor, float] | None:
+    """The weight in a basis with these parts of its own, and the squared error of the output with
+    quantized inputs, over the square of the output; None where a weight or an input overflows.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        changed, x = basis.weight_into(w, own), basis.input_into(rows, own)
+    if not (np.isfinite(changed).all() and np.isfinite(x).all()):
+        return None
+    stored = basis.inner.quantize(changed, ops)
     x_hat = activation.fake_quantize(x, ops).astype(np.float64)
-    stored = basis.tensor(qt)
-    y = x_hat @ stored.scheme.dequantize(stored, "float32", ops).astype(np.float64).T
-    return float(np.sum((y - target) ** 2) / max(float(np.sum(target**2)), np.finfo(float).tiny))
+    y = x_hat @ basis.inner.dequantize(stored, "float32", ops).astype(np.float64).T
+    whole = max(float(np.sum(target**2)), np.finfo(float).tiny)
+    return basis.of(stored, own), float(np.sum((y - target) ** 2) / whole)
 
 
 def _checked(name: str, array: Any) -> Float32:

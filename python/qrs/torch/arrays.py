@@ -24,6 +24,13 @@ DTYPES = {
 """Floats that are taken, and their names in qrs."""
 
 
+def check_floats(x: Any) -> None:
+    """Raise `ArgTypeError` for what is no float tensor."""
+    if not isinstance(x, torch.Tensor) or x.dtype not in DTYPES:
+        found = f"got {x.dtype if isinstance(x, torch.Tensor) else type(x).__name__}"
+        raise bad("x", found, type(x), "a float tensor", ArgTypeError)
+
+
 def as_array(tensor: Any, arg: str = "x") -> Any:
     """The array that shares the memory of a tensor; gradients do not flow through it.
 

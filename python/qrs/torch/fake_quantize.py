@@ -15,16 +15,13 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from .. import api
-from ..backends.reference import Reference
-from ..errors import ArgTypeError, bad
+from ..errors import bad
 from ..float_formats import FORMATS
 from ..granularity import PerAxis, PerTensor
 from ..schemes import Codebook, Float, Int, Scheme, as_scheme, scales
-from .arrays import DTYPES, as_array, as_tensor
+from .arrays import as_array, as_tensor, check_floats
 
 __all__ = ["fake_quantize"]
-
-HOST = Reference()
 
 
 @torch.compiler.disable  # the kernels are no operations of torch: compiled graphs break here
@@ -48,9 +45,7 @@ def fake_quantize(
     >>> y.tolist(), x.grad.tolist()
     ([[0.0, 1.0, 7.0]], [[1.0, 1.0, 0.0]])
     """
-    if not isinstance(x, torch.Tensor) or x.dtype not in DTYPES:
-        found = f"got {x.dtype if isinstance(x, torch.Tensor) else type(x).__name__}"
-        raise bad("x", found, type(x), "a float tensor", ArgTypeError)
+    check_floats(x)
     known = as_scheme(scheme)
     result: torch.Tensor = _FakeQuantize.apply(x, known, scale, zero_point)
     return result
@@ -127,10 +122,9 @@ def _plain(parameter: Any) -> Any:
 def _rounded(scale: Any, scheme: Scheme) -> Any:
     """Scales as they are stored, as float32: an array of the host."""
     on_host = as_array(scale.cpu()) if isinstance(scale, torch.Tensor) else np.asarray(scale)
-    wide, dtype = on_host.astype(np.float32), scheme.scale_dtype
-    if not isinstance(dtype, str):
-        return wide
-    return scales.decoded(scales.stored(wide, dtype, wide.shape, HOST), dtype, HOST)
+    if not isinstance(scheme.scale_dtype, str):
+        return on_host
+    return scales.given(on_host, on_host.shape, scheme.scale_dtype)
 
 
 def _spread(parameter: Any, scheme: Scheme, x: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from ..errors import ArgTypeError, bad
 from ..granularity import PerAxis, PerGroup
 from ..qtensor import QTensor
 from ..schemes import Int, Scheme, as_scheme
-from .arrays import DTYPES, as_array, as_tensor
+from .arrays import as_array, as_tensor, check_floats
 from .fake_quantize import has_kernel, quantized_values
 
 __all__ = ["LSQ"]
@@ -51,9 +51,7 @@ class LSQ(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.scheme = checked(as_scheme(scheme), learn_zero_point)
-        if not isinstance(x, torch.Tensor) or x.dtype not in DTYPES:
-            found = f"got {x.dtype if isinstance(x, torch.Tensor) else type(x).__name__}"
-            raise bad("x", found, type(x), "a float tensor", ArgTypeError)
+        check_floats(x)
         if not bool(torch.isfinite(x).all()):
             raise bad("x", "has NaN or infinite values", None, "finite numbers")
         self.scheme.granularity.check(tuple(x.shape))

@@ -12,7 +12,7 @@ from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -122,13 +122,12 @@ def choose(
     chosen: dict[str, nn.Module] = {}
     left: dict[str, str] = {}
     weighty = {name: module for name, module in model.named_modules() if _has_matrices(module)}
-    packed = [f"{name}." for name, m in model.named_modules() if _is_packed(m)]
+    packed = [name for name, m in model.named_modules() if _is_packed(m)]
     for name, module in weighty.items():
         pattern = matches(name, targets)
         excluded = matches(name, skip)
-        owner = next((prefix for prefix in packed if name.startswith(prefix)), None)
-        why = f"is part of {owner[:-1]!r}, which is quantized" if owner else None
-        why = why or unsupported(module, kinds)
+        owner = next((owner for owner in packed if name.startswith(f"{owner}.")), None)
+        why = f"is part of {owner!r}, which is quantized" if owner else unsupported(module, kinds)
         if excluded is not None:
             left[name] = f"skipped by {excluded!r}"
         elif pattern is None:
@@ -145,9 +144,8 @@ def choose(
         _check_matched(arg, targets, weighty)
         _check_matched("skip", skip, weighty)
     if not chosen:
-        raise bad(
-            "model", f"has no layer to quantize{reasons(left)}", type(model).__name__, _names(kinds)
-        )
+        found = f"has no layer to quantize{reasons(left)}"
+        raise bad("model", found, type(model).__name__, _names(kinds))
     if "" in chosen:
         found, expected = f"is a {type(model).__name__} itself", "a module that holds it"
         raise bad("model", found, type(model).__name__, expected)
@@ -192,27 +190,44 @@ def tied(model: nn.Module) -> list[list[str]]:
 
     Vectors alone make no tie: a bias is not quantized.
     """
-    spans = []
-    for name, module in model.named_modules():
-        for part in module._parameters.values():
-            if isinstance(part, torch.Tensor) and part.numel() and part.device.type != "meta":
-                steps = zip(part.shape, part.stride(), strict=True)
-                length = 1 + sum((size - 1) * stride for size, stride in steps)
-                start, device = part.data_ptr(), str(part.device)
-                end = start + length * part.element_size()
-                spans.append((device, start, end, name, part.ndim > 1))
-    order = {name: at for at, (name, _) in enumerate(model.named_modules())}
-    found: list[list[str]] = []
-    names: dict[str, bool] = {}
-    reach = ("", 0)
-    for device, start, end, name, is_matrix in [*sorted(spans), ("", 0, 0, "", False)]:
-        if device != reach[0] or start >= reach[1]:
-            if len(names) > 1 and any(names.values()):
-                found.append(sorted(names, key=order.__getitem__))
-            names, reach = {}, (device, end)
-        names[name] = names.get(name, False) or is_matrix
-        reach = (device, max(reach[1], end))
-    return found
+    modules = list(model.named_modules())
+    spans = [
+        _Span.of(part, at)
+        for at, (_, module) in enumerate(modules)
+        for part in module._parameters.values()
+        if isinstance(part, torch.Tensor) and part.numel() and part.device.type != "meta"
+    ]
+    groups: list[list[_Span]] = []
+    for span in sorted(spans):
+        if groups and any(span.overlaps(other) for other in groups[-1]):
+            groups[-1].append(span)
+        else:
+            groups.append([span])
+    matrices = [group for group in groups if any(span.is_matrix for span in group)]
+    owners = [sorted({span.owner for span in group}) for group in matrices]
+    return [[modules[at][0] for at in group] for group in owners if len(group) > 1]
+
+
+class _Span(NamedTuple):
+    """The memory of a parameter."""
+
+    device: str
+    start: int
+    end: int
+    owner: int
+    is_matrix: bool
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor, owner: int) -> _Span:
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        length = 1 + sum((size - 1) * stride for size, stride in steps)
+        start, device = tensor.data_ptr(), str(tensor.device)
+        end = start + length * tensor.element_size()
+        return cls(device, start, end, owner, tensor.ndim > 1)
+
+    def overlaps(self, other: _Span) -> bool:
+        """With one that does not start later."""
+        return self.device == other.device and self.start < other.end
 
 
 def replace(model: nn.Module, new: Mapping[int, nn.Module]) -> None:
@@ -225,17 +240,21 @@ def replace(model: nn.Module, new: Mapping[int, nn.Module]) -> None:
     for parent in list(model.modules()):
         for key, child in parent._modules.items():
             if child is not None and id(child) in new:
-                successor = new[id(child)]
+                successor = parent._modules[key] = new[id(child)]
                 for part in successor.modules():
                     if id(part) not in known:
                         part.training = child.training
-                settings = getattr(child, "__constants__", ())
-                for setting in settings:
-                    if hasattr(child, setting) and not hasattr(successor, setting):
-                        setattr(successor, setting, getattr(child, setting))
-                if not hasattr(successor, "__constants__"):
-                    successor.__constants__ = settings  # what takes its place needs them too
-                parent._modules[key] = successor
+                _take_settings(successor, child)
+
+
+def _take_settings(successor: Any, module: nn.Module) -> None:
+    """Give a module the settings of the one before it; `__constants__` are their names in torch."""
+    names = getattr(module, "__constants__", ())
+    for name in names:
+        if hasattr(module, name) and not hasattr(successor, name):
+            setattr(successor, name, getattr(module, name))
+    if not hasattr(successor, "__constants__"):
+        successor.__constants__ = names  # what takes its place needs them too
 
 
 def weights_of(modules: Iterable[Any]) -> list[PackedWeight]:

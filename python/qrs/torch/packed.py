@@ -27,8 +27,6 @@ TILE = 1 << 18
 FLOATS = tuple(DTYPES)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
-Key = tuple[tuple[int, int], ...] | None
-
 
 class Parts(nn.Module):
     """The parts of a QTensor; a part that is a QTensor itself is a module in this one."""
@@ -56,11 +54,13 @@ class Parts(nn.Module):
         return QTensor(self.scheme, tuple(self.shape), self.source_dtype, parts)
 
 
-def key_of(buffers: Iterable[torch.Tensor]) -> Key:
-    """Changes when the buffers do; None where one cannot know: copies made in inference mode."""
+def key_of(buffers: Iterable[torch.Tensor]) -> object:
+    """Equal while the buffers are the same; equal to nothing where one cannot know: of copies made
+    in inference mode, which do not count their changes.
+    """
     known = list(buffers)
     if any(b.is_inference() for b in known):
-        return None
+        return object()
     return tuple((b.data_ptr(), b._version) for b in known)
 
 
@@ -94,10 +94,6 @@ class PackedWeight(Parts):
     def nbytes(self) -> int:
         """Bytes of all that is stored."""
         return sum(buffer.nbytes for buffer in self.buffers())
-
-    def key(self) -> Key:
-        """Changes when the bytes do: for what is made of them. See `key_of`."""
-        return key_of(self.buffers())
 
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The decoded weight, of its own dtype or another."""

@@ -13,7 +13,7 @@ from ..errors import bad
 from ..qtensor import QTensor
 from .arrays import as_array, as_tensor
 from .modules import within
-from .packed import INTEGERS, Key, PackedWeight, check_features, check_tensor, key_of
+from .packed import INTEGERS, PackedWeight, check_features, check_tensor, key_of
 
 
 class Quantized(nn.Module):
@@ -38,12 +38,12 @@ class Quantized(nn.Module):
             self.register_buffer("input_scale", as_tensor(scale.reshape(1).view(np.uint8)))
             self.register_buffer("input_zero_point", as_tensor(zero_point))
         self.inputs = inputs.scheme if isinstance(inputs, layers.Static) else inputs
-        self._made: tuple[Key, Any] | None = None
+        self._made: tuple[object, Any] | None = None
 
     def layer(self) -> Any:
         """The layer of `qrs.nn`."""
         key = key_of(self.buffers())
-        if key is None or self._made is None or self._made[0] != key:
+        if self._made is None or self._made[0] != key:
             bias = self._buffers["bias"]
             given = None if bias is None else as_array(bias)
             self._made = key, self.make(self.weight.qtensor(), given, self._activation())

@@ -35,8 +35,9 @@ OTHERWISE = {
 }  # fmt: skip
 """What PEFT can do and these layers do not: fields, and what they must say if they are there."""
 
-STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
-"""`init_lora_weights` that leave the base model as it was; PiSSA, OLoRA, LoftQ, CorDA change it."""
+STARTS = ("gaussian", "orthogonal", "eva")
+"""`init_lora_weights`, beside true and false, that leave the base model as it was: PiSSA, OLoRA,
+LoftQ and CorDA change it."""
 
 Tensors = dict[str, dict[str, torch.Tensor]]
 
@@ -165,9 +166,11 @@ def _read_config(path: Path) -> tuple[int, float, float]:
         if config.get(key) not in (None, expected):
             _fail(path, f"{key} is {quote(config[key])}, expected {expected!r}", field=key)
     start = config.get("init_lora_weights")
-    if not any(start is known or (start == known and type(start) is str) for known in STARTS):
+    if not (start is None or isinstance(start, bool) or start in STARTS):
         problem = f"init_lora_weights is {quote(start)}, which changes the weights of the base"
-        _fail(path, f"{problem}, expected one of {STARTS}", field="init_lora_weights")
+        _fail(
+            path, f"{problem}, expected true, false or one of {STARTS}", field="init_lora_weights"
+        )
     if config.get("modules_to_save"):
         _fail(path, f"modules_to_save: {quote(config['modules_to_save'])}", field="modules_to_save")
     rank: Any = config.get("r")

@@ -114,11 +114,7 @@ class LoraLinear(nn.Module):
     def check_finite(self) -> None:
         """Raise where a number of the update is NaN or infinite."""
         for name, part in (("lora_A", self.lora_A), ("lora_B", self.lora_B)):
-            wrong = as_array(~torch.isfinite(part.weight.detach()).cpu())
-            if wrong.any():
-                _, at = first_index(wrong)
-                found = f"has {int(wrong.sum())} NaN or infinite values, the first{at}"
-                raise bad(f"module {self.name!r}, {name}", found, name, "finite numbers")
+            _refuse_nonfinite(part.weight.detach(), self.name, name)
 
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.out_features}, rank={self.rank}, alpha={self.alpha:g}"
@@ -135,8 +131,13 @@ def check_gradient(dy: torch.Tensor, name: str) -> None:
     """Raise for NaN and infinities, but in float16, where loss scaling looks for them itself."""
     if dy.dtype == torch.float16 or bool(torch.isfinite(dy.sum(dtype=torch.float64))):
         return
-    wrong = as_array(~torch.isfinite(dy).cpu())
+    _refuse_nonfinite(dy, name, "gradient of the output")
+
+
+def _refuse_nonfinite(tensor: torch.Tensor, name: str, what: str) -> None:
+    """Raise where a number is NaN or infinite."""
+    wrong = as_array(~torch.isfinite(tensor).cpu())
     if wrong.any():
         _, at = first_index(wrong)
         found = f"has {int(wrong.sum())} NaN or infinite values, the first{at}"
-        raise bad(f"module {name!r}, gradient of the output", found, name, "finite numbers")
+        raise bad(f"module {name!r}, {what}", found, name, "finite numbers")

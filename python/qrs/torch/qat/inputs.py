@@ -17,7 +17,7 @@ from ...observers.base import from_state, qparams_of
 from ...schemes import Int
 from ..arrays import as_array, as_tensor
 from ..fake_quantize import fake_quantize
-from ..packed import Key, key_of
+from ..packed import key_of
 from ..spec import DYNAMIC, STATIC
 
 
@@ -64,7 +64,7 @@ class Observed(nn.Module):
         self.register_buffer("observing", torch.tensor(1.0))
         self.register_buffer("quantizing", torch.tensor(1.0))
         self.register_buffer("range", torch.tensor([torch.inf, -torch.inf]))
-        self._known: tuple[Key, Static] | None = None
+        self._known: tuple[object, Static] | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and bool(self.observing) and x.numel() and not _runs_backward():
@@ -79,7 +79,7 @@ class Observed(nn.Module):
     def activation(self) -> Static:
         """The range so far, as layers of `qrs.nn` take it; raises where nothing was seen."""
         key = key_of([self.range])
-        if key is not None and self._known is not None and self._known[0] == key:
+        if self._known is not None and self._known[0] == key:
             return self._known[1]
         lo, hi = (np.asarray(end, np.float32) for end in self.range.tolist())
         if lo > hi:
